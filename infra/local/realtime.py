@@ -1,0 +1,400 @@
+"""Supabase Realtime for the embedded stack: Phoenix channels with row changes and broadcasts.
+
+Row changes come from a temporary replication slot, polled over an ordinary connection: no triggers, every writer
+seen, and the slot goes with its connection. PostgreSQL itself is asked, as the subscriber, who may see a row.
+Clients are told what hosted Realtime tells them. Presence is answered and always empty; private channels are refused.
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import anyio
+import psycopg
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from infra.local import pgoutput, subscriptions
+from infra.local.keys import Keys
+from infra.local.pgoutput import Change
+from infra.local.subscriptions import Binding, Query
+
+POLL_SECONDS, POLL_CHANGES = 0.05, 500
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 5.0
+CONNECT_SECONDS = 5
+MAX_FRAME_BYTES, MAX_WAITING_BYTES = 5_000_000, 16_000_000
+UNABLE = "Unable to subscribe to changes with given parameters."
+
+Database = psycopg.AsyncConnection[Any]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A client's frame."""
+
+    topic: str
+    event: str
+    payload: dict[str, Any]
+    ref: Any
+    join_ref: Any
+
+
+class Outgoing(BaseModel):
+    """A broadcast that comes over REST."""
+
+    topic: str
+    event: str
+    payload: dict[str, Any]
+    private: bool = False
+
+
+class Connection:
+    """A websocket. Frames to it wait in a queue bounded in bytes: a slow reader is cut off and delays nobody else."""
+
+    def __init__(self, socket: WebSocket, cut: Callable[[], None]) -> None:
+        self.apikey = socket.query_params["apikey"]
+        self._socket = socket
+        self._cut = cut
+        self._is_version_2 = socket.query_params.get("vsn", "").startswith("2")
+        self._frames: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting_bytes = 0
+
+    def send(self, topic: str, event: str, payload: Any, ref: str | None = None, join_ref: str | None = None) -> None:
+        if self._is_version_2:
+            frame = json.dumps([join_ref, ref, topic, event, payload])
+        else:
+            frame = json.dumps({"topic": topic, "event": event, "payload": payload, "ref": ref, "join_ref": join_ref})
+        self._frames.put_nowait(frame)
+        self._waiting_bytes += len(frame)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._cut()
+
+    def reply(self, message: Message, status: str, **response: Any) -> None:
+        payload = {"status": status, "response": response}
+        self.send(message.topic, "phx_reply", payload, message.ref, message.join_ref)
+
+    async def read(self) -> str | bytes | None:
+        """The next frame; None at the end, and in the place of a frame that is too large."""
+        event = await self._socket.receive()
+        if event["type"] == "websocket.disconnect":
+            return None
+        frame: str | bytes = event["bytes"] if event.get("text") is None else event["text"]
+        return frame if len(frame) <= MAX_FRAME_BYTES else None
+
+    async def write(self) -> None:
+        try:
+            while (frame := await self._frames.get()) and self._socket.client_state is WebSocketState.CONNECTED:
+                await self._socket.send_text(frame)
+                self._waiting_bytes -= len(frame)
+        except WebSocketDisconnect:
+            self._cut()
+
+
+@dataclass(eq=False, slots=True)
+class Channel:
+    """A topic that a connection has joined; `claims_json` says for whom, and is the same text for the same claims."""
+
+    connection: Connection
+    topic: str
+    join_ref: str | None
+    broadcast: dict[str, Any]
+    bindings: tuple[Binding, ...]
+    claims_json: str = ""
+    expiry: asyncio.TimerHandle | None = None
+
+    def push(self, event: str, payload: dict[str, Any]) -> None:
+        self.connection.send(self.topic, event, payload, join_ref=self.join_ref)
+
+    def tell(self, extension: str, status: str, text: str) -> None:
+        name = self.topic.removeprefix("realtime:")
+        self.push("system", {"channel": name, "extension": extension, "message": text, "status": status})
+
+
+class Realtime:
+    """The routes and the change feed, tied together by the channels that are joined now."""
+
+    def __init__(self, keys: Keys, database_url: str) -> None:
+        self._keys = keys
+        self._database_url = database_url
+        self._channels: dict[tuple[Connection, str], Channel] = {}
+        self._ids = itertools.count(1)
+        self._following = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Deliver row changes until cancelled. What changes while PostgreSQL is out of reach is not delivered later."""
+        delay = RETRY_SECONDS
+        while True:
+            try:
+                # Two connections: an error drops the temporary slots of its own.
+                async with await self._connect() as log, await self._connect() as database:
+                    await log.execute(pgoutput.CREATE_SLOT)
+                    self._following.set()
+                    delay = RETRY_SECONDS
+                    while True:
+                        await self._poll(log, database)
+                        await asyncio.sleep(POLL_SECONDS)
+            except psycopg.Error as lost:
+                logger.warning("the change feed stopped and starts again in %.1f s: %s", delay, lost)
+            self._following.clear()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+
+    async def websocket(self, socket: WebSocket) -> None:
+        if self._claims(socket.query_params.get("apikey")) is None:
+            await socket.close()  # before the handshake, so the client gets a 403
+            return
+        await socket.accept()
+        async with anyio.create_task_group() as tasks:
+            connection = Connection(socket, tasks.cancel_scope.cancel)
+            tasks.start_soon(connection.write)
+            try:
+                while (frame := await connection.read()) is not None:
+                    try:
+                        await self._answer(connection, _message(frame))
+                    except (ValueError, RecursionError) as malformed:
+                        logger.info("a frame was ignored: %s", malformed)
+            finally:
+                for channel in [channel for channel in self._channels.values() if channel.connection is connection]:
+                    self._leave(channel)
+                tasks.cancel_scope.cancel()
+        if WebSocketState.DISCONNECTED not in (socket.client_state, socket.application_state):
+            await socket.close(1008)  # it sent too much, or read too little
+
+    async def broadcast(self, request: Request) -> Response:
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        tokens = [token for token in (request.headers.get("apikey"), bearer) if token]
+        if not tokens or any(self._claims(token) is None for token in tokens):
+            return JSONResponse({"message": "Unauthorized"}, 401)
+        body = await request.body()
+        if len(body) > MAX_FRAME_BYTES:
+            return JSONResponse({"message": "Payload size exceeds the limit"}, 413)
+        try:
+            for outgoing in _outgoing(request, body):
+                message = {"type": "broadcast", "event": outgoing.event, "payload": outgoing.payload}
+                self._fan_out(f"realtime:{outgoing.topic}", message)
+        except ValidationError as invalid:
+            return JSONResponse({"errors": invalid.errors(include_url=False, include_input=False)}, 422)
+        except (ValueError, RecursionError) as malformed:
+            return JSONResponse({"message": f"Malformed body: {malformed}"}, 400)
+        return Response(status_code=202)
+
+    async def _answer(self, connection: Connection, message: Message) -> None:
+        channel = self._channels.get((connection, message.topic))
+        if message.event in ("heartbeat", "presence"):
+            connection.reply(message, "ok")
+        elif message.event == "phx_join":
+            await self._join(connection, message)
+        elif channel is None:
+            connection.reply(message, "error", reason="unmatched topic")
+        elif message.event == "phx_leave":
+            connection.reply(message, "ok")
+            channel.push("phx_close", {})
+            self._leave(channel)
+        elif message.event == "access_token" and message.payload.get("access_token") is not None:
+            self._act_for(channel, self._claims(message.payload["access_token"]))
+        elif message.event == "broadcast":
+            self._fan_out(channel.topic, message.payload, skip=None if channel.broadcast.get("self") else connection)
+            if channel.broadcast.get("ack"):
+                connection.reply(message, "ok")
+
+    async def _join(self, connection: Connection, message: Message) -> None:
+        config = _object(message.payload.get("config"))
+        claims = self._claims(message.payload.get("access_token") or connection.apikey)
+        if claims is None:
+            connection.reply(message, "error", reason="InvalidJWTToken: The token is not valid, or has expired")
+            return
+        if config.get("private"):
+            connection.reply(message, "error", reason="Unauthorized: private channels are not available here")
+            return
+        wanted = config.get("postgres_changes")
+        echo = [{**_object(each), "id": next(self._ids)} for each in wanted] if isinstance(wanted, list) else []
+        try:
+            bindings, outcome = await self._bindings(echo, claims), ("ok", "Subscribed to PostgreSQL")
+        except ValueError as wrong:
+            bindings, outcome = (), ("error", str(wrong))
+        except (psycopg.OperationalError, TimeoutError):
+            connection.reply(message, "error", reason="UnableToConnectToProject: the database is out of reach")
+            return
+        channel = Channel(connection, message.topic, message.join_ref, _object(config.get("broadcast")), bindings)
+        if replaced := self._channels.get((connection, message.topic)):
+            self._leave(replaced)
+        self._channels[connection, message.topic] = channel
+        self._act_for(channel, claims)
+        connection.reply(message, "ok", postgres_changes=echo)
+        if echo:
+            channel.tell("postgres_changes", *outcome)
+        if _object(config.get("presence")).get("enabled"):
+            channel.push("presence_state", {})
+
+    async def _bindings(self, wanted: list[dict[str, Any]], claims: dict[str, Any]) -> tuple[Binding, ...]:
+        """ValueError, in hosted Realtime's words, for what can't be subscribed to."""
+        bindings = tuple(subscriptions.binding(each) for each in wanted)
+        if bindings:
+            await asyncio.wait_for(self._following.wait(), CONNECT_SECONDS)
+            async with await self._connect() as database:
+                for binding in bindings:
+                    await _check(database, binding, json.dumps(claims))
+        return bindings
+
+    def _act_for(self, channel: Channel, claims: dict[str, Any] | None) -> None:
+        if claims is None:
+            self._end(channel, "The token is not valid, or has expired")
+            return
+        channel.claims_json = json.dumps(claims, sort_keys=True)
+        if channel.expiry:
+            channel.expiry.cancel()
+        if "exp" in claims:
+            seconds = float(claims["exp"]) - time.time()
+            channel.expiry = asyncio.get_running_loop().call_later(seconds, self._end, channel, "Token has expired")
+
+    def _end(self, channel: Channel, why: str) -> None:
+        channel.tell("system", "error", why)
+        channel.push("phx_close", {})
+        self._leave(channel)
+
+    def _leave(self, channel: Channel) -> None:
+        del self._channels[channel.connection, channel.topic]
+        channel.claims_json = ""
+        if channel.expiry:
+            channel.expiry.cancel()
+
+    def _fan_out(self, topic: str, message: dict[str, Any], skip: Connection | None = None) -> None:
+        for (connection, joined), channel in self._channels.items():
+            if joined == topic and connection is not skip:
+                channel.push("broadcast", message)
+
+    def _claims(self, token: Any) -> dict[str, Any] | None:
+        return self._keys.claims(token) if isinstance(token, str) and token.isascii() else None
+
+    async def _connect(self) -> Database:
+        connect = psycopg.AsyncConnection.connect
+        return await connect(self._database_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+
+    async def _poll(self, log: Database, database: Database) -> None:
+        cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
+        for change in pgoutput.changes(message for (message,) in await cursor.fetchall()):
+            try:
+                await self._deliver(database, change)
+            except psycopg.OperationalError:
+                raise
+            except (psycopg.Error, LookupError, ValueError, RecursionError) as failed:
+                logger.warning("a change of %s was not delivered: %s", change.relation.table, failed)
+
+    async def _deliver(self, database: Database, change: Change) -> None:
+        """PostgreSQL is asked once for each set of claims, however many subscriptions have them."""
+        waiting = [(c, binding) for c in self._channels.values() for binding in c.bindings if binding.wants(change)]
+        if not waiting:
+            return
+        key, types = await _row(database, subscriptions.describe(change.relation))
+        if not key:
+            logger.warning("%s has no primary key, so its changes reach nobody", change.relation.table)
+            return
+        conditions = list({c for _, binding in waiting for c in binding.conditions if c.column in change.row})
+        new, old, answers = await _row(database, subscriptions.typed(change, types, conditions))
+        met = {condition for condition, is_met in zip(conditions, answers, strict=True) if is_met}
+        ids: dict[str, dict[Channel, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for channel, binding in waiting:
+            if binding.conditions <= met:
+                ids[channel.claims_json][channel].append(binding.id)
+        for claims_json, readers in ids.items():
+            if shown := await _shown(database, change, key, claims_json):
+                data = subscriptions.payload(change, types, shown, new, old)
+                for channel, matched in readers.items():
+                    if channel.claims_json == claims_json:  # it may have left since, or have another token
+                        channel.push("postgres_changes", {"ids": matched, "data": data})
+
+
+async def _check(database: Database, binding: Binding, claims_json: str) -> None:
+    try:
+        published = await database.execute(subscriptions.PUBLISHED, [binding.schema, binding.table])
+        if not published.rowcount:
+            raise ValueError(f"{UNABLE} Please check Realtime is enabled for the given connect parameters: {binding}")
+        if binding.conditions:
+            async with _acting_as(database, claims_json):
+                await database.execute(*subscriptions.possible(binding))
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as refused:
+        raise ValueError(f"{UNABLE} {str(refused).splitlines()[0]}: {binding}") from refused
+
+
+async def _shown(database: Database, change: Change, key: Collection[str], claims_json: str) -> set[str]:
+    """The columns of the changed row that a subscriber gets; none if they may not see the row."""
+    try:
+        async with _acting_as(database, claims_json):
+            is_visible, columns = await _row(database, subscriptions.seen(change, key))
+    except psycopg.Error as refused:
+        logger.info("a subscriber may not read %s: %s", change.relation.table, refused)
+        return set()
+    if change.type == "DELETE" and json.loads(claims_json)["role"] != "service_role":
+        return set(columns) & set(key)  # nobody can say whether a row that is gone was theirs to see
+    return set(columns) if is_visible else set()
+
+
+@asynccontextmanager
+async def _acting_as(database: Database, claims_json: str) -> AsyncIterator[None]:
+    async with database.pipeline(), database.transaction(force_rollback=True):
+        await database.execute(subscriptions.ACT_AS, [claims_json])
+        yield
+
+
+async def _row(database: Database, query: Query) -> tuple[Any, ...]:
+    cursor = await database.execute(*query)
+    (row,) = await cursor.fetchall()
+    return tuple(row)
+
+
+def _message(frame: str | bytes) -> Message:
+    """ValueError for what is a frame of neither version."""
+    if isinstance(frame, bytes):
+        return _binary_broadcast(frame)
+    match _json(frame):
+        case [join_ref, ref, str(topic), str(event), payload]:
+            return Message(topic, event, _object(payload), ref, join_ref)
+        case {"topic": str(topic), "event": str(event), **rest}:
+            return Message(topic, event, _object(rest.get("payload")), rest.get("ref"), rest.get("join_ref"))
+    raise ValueError("neither [join_ref, ref, topic, event, payload] nor an object of these")
+
+
+def _binary_broadcast(frame: bytes) -> Message:
+    """supabase-js's frame: kind 3, the lengths of five texts and an encoding, a byte each; the texts; the payload."""
+    kind, *lengths, encoding = frame[:7].ljust(7, b"\0")
+    if (kind, encoding) != (3, 1):
+        raise ValueError("of binary frames, only broadcasts of JSON are understood")
+    ends = list(itertools.accumulate(lengths, initial=7))
+    join_ref, ref, topic, event, _ = (frame[start:end].decode() for start, end in itertools.pairwise(ends))
+    payload = {"type": "broadcast", "event": event, "payload": _json(frame[ends[-1] :])}
+    return Message(topic, "broadcast", payload, ref or None, join_ref or None)
+
+
+def _outgoing(request: Request, body: bytes) -> list[Outgoing]:
+    """What to broadcast. A private message is for private channels, so for nobody here."""
+    content = _json(body)
+    messages = _object(content).get("messages")
+    if "topic" in request.path_params:
+        is_private = request.query_params.get("private") == "true"
+        messages = [{**request.path_params, "payload": content, "private": is_private}]
+    return [message for message in TypeAdapter(list[Outgoing]).validate_python(messages) if not message.private]
+
+
+def _json(text: str | bytes) -> Any:
+    """JSON without Python's NaN and Infinity, which other clients could not read."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,41 @@
+"""What a process keeps between requests: its settings, one HTTP client, and the clients that borrow it."""
+
+from dataclasses import dataclass
+
+import httpx
+from openai import AsyncOpenAI
+from pydantic import SecretStr
+
+from shared.auth import Verifier
+from shared.models import Route
+from shared.settings import Settings
+
+LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
+TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Open once a process; nothing in it belongs to a caller."""
+
+    settings: Settings
+    http: httpx.AsyncClient
+    verifier: Verifier
+    route: Route
+    embedder: AsyncOpenAI
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Clients":
+        http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT)
+        model = _openai(http, settings.model_base_url, settings.model_api_key)
+        return cls(
+            settings=settings,
+            http=http,
+            verifier=Verifier(settings, http),
+            route=Route(model, settings.model_name, settings.answer_tokens),
+            embedder=_openai(http, settings.embedding_base_url, settings.embedding_api_key),
+        )
+
+
+def _openai(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)

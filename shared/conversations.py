@@ -1,0 +1,242 @@
+"""Conversations as rows: open a turn, close it, rate it, read them back."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from postgrest import AsyncPostgrestClient
+
+from shared import database, queue
+from shared.errors import (
+    DatabaseUnavailable,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    RateLimited,
+    TurnRunning,
+    Unavailable,
+)
+from shared.prompting import Exchange, Swap
+from shared.settings import Settings
+from shared.telemetry import Trace
+from shared.wire import Wire
+
+Status = Literal["complete", "partial", "failed"]
+TURN_COUNT = 4
+SWAP_COUNT = 10
+LEASE_MARGIN_SECONDS = 15
+CLOSE_SECONDS = 3  # then the queue takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A reserved conversation and what the prompt needs of the caller.
+
+    `answered` is the conversation (as `describe_conversation` tells it) when the idempotency key's answer
+    is already there; nothing is reserved then.
+    """
+
+    conversation_id: int
+    thread_id: UUID
+    user_id: int
+    attempt: str
+    message: str
+    idempotency_key: str | None
+    turns: list[Exchange]
+    swaps: list[Swap]
+    answered: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A turn's end as `close_turn` takes it; it goes through the queue as JSON when it can't be written at once."""
+
+    conversation_id: int
+    user_id: int
+    thread_id: str
+    attempt: str
+    message: str
+    response: str
+    status: Status
+    idempotency_key: str | None
+    context_used: list[dict[str, Any]]
+    model_version: str | None = None
+    error_code: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Thread(Wire):
+    """A thread as one line of a list."""
+
+    thread_id: UUID
+    title: str
+    conversation_count: int
+    last_conversation_id: int
+    created_at: datetime
+    last_message_at: datetime
+
+
+class ThreadPage(Wire):
+    """Some of the caller's threads; `next` is None on the last page."""
+
+    threads: list[Thread]
+    next: int | None
+
+
+class Conversation(Wire):
+    """A question and its answer."""
+
+    id: int
+    message: str
+    response: str
+    status: Status
+    feedback: int | None
+    model: str | None
+    created_at: datetime
+
+
+class ConversationPage(Wire):
+    """Some of a thread's conversations; `next` is None on the last page."""
+
+    thread_id: UUID
+    conversations: list[Conversation]
+    next: int | None
+
+
+async def open_turn(
+    db: AsyncPostgrestClient,
+    settings: Settings,
+    message: str,
+    thread_id: UUID | None = None,
+    claimed_user_id: int | None = None,
+    idempotency_key: str | None = None,
+) -> Turn:
+    """Reserve the caller's next conversation, in one round trip with his recent turns and swaps.
+
+    Raises `Forbidden` for another user's id, `TurnRunning` while the key's first request is at work,
+    `KeyReused` for a key with another message, `RateLimited`.
+    """
+    turn = await database.call(
+        db,
+        "open_turn",
+        {
+            "question": message,
+            "thread": str(thread_id) if thread_id else None,
+            "claimed_user_id": claimed_user_id,
+            "request_key": idempotency_key,
+            "turn_count": TURN_COUNT,
+            "swap_count": SWAP_COUNT,
+            "lease_seconds": int(settings.request_timeout_seconds) + LEASE_MARGIN_SECONDS,
+            "turns_per_minute": settings.turns_per_minute,
+        },
+    )
+    match turn.get("outcome"):
+        case "open":
+            pass
+        case "forbidden":
+            raise Forbidden("userId is not the signed-in user's: leave it out, or send the caller's own.")
+        case "unknown_user":
+            raise Forbidden("The signed-in user has no row in the table users.")
+        case "running":
+            raise TurnRunning(
+                "The first request with this Idempotency-Key is still being answered.", turn["retry_after_seconds"]
+            )
+        case "mismatch":
+            raise KeyReused("This Idempotency-Key came with another message before: use a new one.")
+        case "limited":
+            raise RateLimited("Too many questions in the last minute.", turn["retry_after_seconds"])
+        case "answered":
+            said = turn["conversation"]
+            turn |= {"thread_id": said["thread_id"], "user_id": 0, "attempt": "", "turns": [], "swaps": []}
+        case _:
+            raise DatabaseUnavailable("open_turn answers what this version doesn't know: run the migrations.")
+    return Turn(
+        conversation_id=turn["conversation_id"],
+        thread_id=UUID(turn["thread_id"]),
+        user_id=turn["user_id"],
+        attempt=turn["attempt"],
+        message=message,
+        idempotency_key=idempotency_key,
+        turns=[Exchange(**exchange) for exchange in turn["turns"]],
+        swaps=[Swap(**swap) for swap in turn["swaps"]],
+        answered=turn.get("conversation"),
+    )
+
+
+async def close_turn(db: AsyncPostgrestClient, closing: Closing) -> None:
+    """Write the turn's conversation; its INSERT is what the client hears over Realtime.
+
+    Again with the same closing changes nothing. `db` is the gateway's own client: row level security can't
+    tell the gateway that writes an answer from a user who forges one.
+    """
+    await database.call(db, "close_turn", asdict(closing), CLOSE_SECONDS)
+
+
+async def keep(db: AsyncPostgrestClient, settings: Settings, closing: Closing, trace: Trace) -> None:
+    """Close the turn now, or by the queue when the database doesn't take it: an answer is never lost to a write."""
+    try:
+        await close_turn(db, closing)
+    except Exception as error:  # whatever it is, the model has been paid: the answer goes out, the write comes later
+        code = error.code if isinstance(error, GatewayError) else type(error).__name__
+        trace.facts |= {"write": await _put_off(settings, closing), "writeError": code}
+
+
+async def _put_off(settings: Settings, closing: Closing) -> str:
+    if not settings.queue_url:
+        return "lost"
+    try:
+        await queue.send(settings.queue_url, asdict(closing))
+    except Unavailable:
+        return "lost"
+    return "queued"
+
+
+async def rate(db: AsyncPostgrestClient, conversation_id: int, feedback: int) -> None:
+    """Set the caller's thumb (-1, 0 or 1) on one of his answers. Raises `NotFound` for anybody else's."""
+    rated = await database.run(
+        db.from_("conversations")
+        .update({"feedback": feedback})
+        .eq("id", conversation_id)
+        .neq("status", "failed")
+        .select("id")
+        .execute()
+    )
+    if not rated:
+        raise NotFound("There is no such answer.")
+
+
+async def list_threads(db: AsyncPostgrestClient, limit: int, before: int | None) -> ThreadPage:
+    """The caller's threads, the one with the newest conversation first; `before` is a page's `next`."""
+    query = db.from_("threads").select("*").order("last_conversation_id", desc=True).limit(limit + 1)
+    rows = await database.run((query.lt("last_conversation_id", before) if before else query).execute())
+    threads = [Thread(**row) for row in rows[:limit]]
+    return ThreadPage(threads=threads, next=threads[-1].last_conversation_id if len(rows) > limit else None)
+
+
+async def read_thread(db: AsyncPostgrestClient, thread_id: UUID, limit: int, before: int | None) -> ConversationPage:
+    """The thread's conversations, newest first; `before` is a page's `next`. `NotFound` where the caller has none."""
+    query = (
+        db.from_("conversations")
+        .select("id,message,response,status,feedback,model:model_version,created_at")
+        .eq("thread_id", str(thread_id))
+        .order("id", desc=True)
+        .limit(limit + 1)
+    )
+    rows = await database.run((query.lt("id", before) if before else query).execute())
+    if not rows and before is None:
+        raise NotFound("There is no such thread.")
+    kept = [Conversation(**row) for row in rows[:limit]]
+    return ConversationPage(thread_id=thread_id, conversations=kept, next=kept[-1].id if len(rows) > limit else None)
+
+
+def closing_from_json(text: str) -> Closing:
+    """A closing that came back from the queue. Raises `InvalidRequest` for anything else."""
+    try:
+        return Closing(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest("The message is not a turn's closing.") from error

@@ -1,0 +1,137 @@
+"""What can go wrong, drawn as a tree; each error knows its status, its code and whether to ask again.
+
+    GatewayError                 500  internal
+    ├── Misconfigured            500  misconfigured
+    ├── InvalidRequest           422  invalid_request
+    │   ├── InvalidJson          400  invalid_json
+    │   ├── BodyTooLarge         413  body_too_large
+    │   └── KeyReused            422  idempotency_key_reused
+    ├── Unauthenticated          401  unauthenticated
+    ├── Forbidden                403  forbidden
+    ├── NotFound                 404  not_found
+    ├── MethodNotAllowed         405  method_not_allowed
+    ├── TurnRunning              409  turn_running            retryable
+    ├── RateLimited              429  rate_limited            retryable
+    └── Unavailable              503  unavailable             retryable
+        ├── DatabaseUnavailable  503  database_unavailable    retryable
+        ├── EmbeddingUnavailable 503  embedding_unavailable   retryable
+        ├── ModelUnavailable     503  model_unavailable       retryable
+        └── DeadlineExceeded     504  deadline_exceeded       retryable
+
+One shape leaves the building: `{"error", "code", "requestId", "retryable"}`. Messages are written to be shown.
+"""
+
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """Something went wrong here; the log has the kind of it."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "Something went wrong on our side.", retry_after_seconds: int | None = None):
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The error as the client sees it."""
+        return {"error": self.message, "code": self.code, "requestId": request_id, "retryable": self.retryable}
+
+
+class Misconfigured(GatewayError):
+    """A setting is missing or malformed; the message names all of them and never their values."""
+
+    code = "misconfigured"
+
+
+class InvalidRequest(GatewayError):
+    """The request can't be served as it stands; the message says what to change."""
+
+    status, code = 422, "invalid_request"
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not JSON."""
+
+    status, code = 400, "invalid_json"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than any request of this API needs to be."""
+
+    status, code = 413, "body_too_large"
+
+
+class KeyReused(InvalidRequest):
+    """The idempotency key came with another message before."""
+
+    code = "idempotency_key_reused"
+
+
+class Unauthenticated(GatewayError):
+    """There is no access token, or one that can't be trusted."""
+
+    status, code = 401, "unauthenticated"
+
+
+class Forbidden(GatewayError):
+    """The caller is known, and may not do this."""
+
+    status, code = 403, "forbidden"
+
+
+class NotFound(GatewayError):
+    """There is no such thing, or none the caller may see."""
+
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, with other methods."""
+
+    status, code = 405, "method_not_allowed"
+
+
+class TurnRunning(GatewayError):
+    """The first request with this idempotency key is still being answered."""
+
+    status, code, retryable = 409, "turn_running", True
+
+
+class RateLimited(GatewayError):
+    """The caller has asked too often."""
+
+    status, code, retryable = 429, "rate_limited", True
+
+
+class Unavailable(GatewayError):
+    """Something the gateway needs doesn't answer."""
+
+    status, code, retryable = 503, "unavailable", True
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database can't be reached, or refused a call it should have served."""
+
+    code = "database_unavailable"
+
+
+class EmbeddingUnavailable(Unavailable):
+    """The embedding provider failed."""
+
+    code = "embedding_unavailable"
+
+
+class ModelUnavailable(Unavailable):
+    """The model failed, or answered nothing."""
+
+    code = "model_unavailable"
+
+
+class DeadlineExceeded(Unavailable):
+    """The request's time is used up."""
+
+    status, code = 504, "deadline_exceeded"

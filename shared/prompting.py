@@ -1,0 +1,166 @@
+"""What the model is told: pure functions from a question and its context to messages."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from shared.errors import InvalidRequest
+from shared.providers.openai_compatible import Message
+from shared.retrieval import Passage
+
+PROMPTS = Path(__file__).parent / "prompts"
+NOTHING_FOUND = (
+    "I found nothing about that in the knowledge base. I can answer questions about TON, tokens, swaps and your own "
+    "swap history."
+)
+Item = TypeVar("Item")
+BYTES_PER_TOKEN = 3.5  # a cautious mean over English prose and code; other scripts have more bytes and more tokens
+
+# Fences; <|im_start|> and its like, whole or in halves; Llama 2's, Gemma's and DeepSeek's.
+MARKS = re.compile(
+    r"<<<+|>>>+|<[|｜]|[|｜]>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]|<</?SYS>>", re.IGNORECASE
+)
+# Words for oneself and for trading: English, Russian, German, French, Spanish, Portuguese.
+OWN = re.compile(
+    r"\b(?:i|i've|i'd|me|my|mine|our|we|я|мне|меня|мо[йяеёию]\w*|мы|наш\w*|ich|mir|mich|mein\w*|wir|unser\w*"
+    r"|je|j'ai|mon|mes|moi|yo|mi|mis|eu|meu|meus|minha\w*)\b",
+    re.IGNORECASE,
+)
+TRADES = re.compile(
+    r"\b(?:swap\w*|trad(?:e|es|ed|ing)|exchang\w*|convert\w*|transact\w*|bought|buy|sold|sell|histor\w*"
+    r"|свап\w*|своп\w*|обмен\w*|сделк\w*|транзакц\w*|купил\w*|прода\w*|истори\w*|tausch\w*|getauscht|gehandelt|gekauft"
+    r"|verkauf\w*|transakt\w*|échang\w*|achet\w*|vend\w*|intercambi\w*|cambi\w*|compr\w*|troqu\w*|troc\w*)\b",
+    re.IGNORECASE,
+)
+HISTORY = re.compile(
+    r"\b(?:swap|trade|transaction)s?\s+history\b|\b(?:last|latest|recent)\s+(?:swap|trade|transaction)s?\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One of the user's own swaps: `amount` in units of `from_token`, `created_at` in ISO 8601."""
+
+    from_token: str
+    to_token: str
+    amount: float | str
+    created_at: str
+
+    def __str__(self) -> str:
+        swapped = f"{_plainly(self.amount)} {self.from_token} to {self.to_token}"
+        return " ".join(f"On {self.created_at[:10]} the user swapped {swapped}.".split())  # tokens' names are anybody's
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier question of the thread and its answer."""
+
+    message: str
+    response: str
+
+    def __str__(self) -> str:
+        return f"User: {self.message}\nAssistant: {self.response}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The messages for the model and the passages that found room in them.
+
+    `grounded` is False when nothing in it could answer the question: then the gateway says so itself, for a
+    small model would invent something.
+    """
+
+    messages: list[Message]
+    passages: list[Passage]
+    grounded: bool
+
+
+def build(
+    name: str,
+    question: str,
+    passages: Sequence[Passage],
+    swaps: Sequence[Swap],
+    turns: Sequence[Exchange],
+    budget_tokens: int,
+) -> Prompt:
+    """The prompt `prompts/<name>.md` with its context, in at most `budget_tokens` where the question allows it.
+
+    Swaps are the newest first, turns the oldest first. Room goes to what is likeliest to answer: the user's
+    own swaps first when he asks about them, else the passages, best first; the newest turns get what is left.
+    Raises `InvalidRequest` for a question that leaves no room for any passage.
+    """
+    system = _system(name)
+    room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
+    personal = concerns_swaps(question)
+    kept_swaps: list[Swap] = []
+    if personal:
+        kept_swaps, room = _fitting(swaps, room)
+    kept_passages, room = _fitting(passages, room)
+    if not personal:
+        kept_swaps, room = _fitting(swaps, room)
+    newest_turns, room = _fitting(reversed(turns), room)
+    if passages and not kept_passages and not (personal and kept_swaps):
+        raise InvalidRequest("message: too long, it leaves no room for what is known about it. Ask something shorter.")
+
+    context = _section("Context from knowledge base", kept_passages)
+    own = _section("User's recent swaps, newest first", kept_swaps)
+    earlier = _section("Earlier in this conversation", reversed(newest_turns))
+    parts = [earlier, own, context] if personal else [earlier, context, own]
+    asked = f"User question: {_plain(question)}\n\nAnswer in one or two sentences:"
+    user = "\n\n".join([*(part for part in parts if part), asked])
+    return Prompt(
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+        passages=kept_passages,
+        grounded=bool(kept_passages or newest_turns or (personal and kept_swaps)),
+    )
+
+
+def concerns_swaps(question: str) -> bool:
+    """Whether the user asks about his own trades, by words; in other languages the passages decide alone."""
+    return bool((OWN.search(question) and TRADES.search(question)) or HISTORY.search(question))
+
+
+def count_tokens(text: str) -> int:
+    """An estimate, on the high side: no tokenizer is right for every model."""
+    return int(len(text.encode()) / BYTES_PER_TOKEN) + 1
+
+
+def _fitting(items: Iterable[Item], room: int) -> tuple[list[Item], int]:
+    kept: list[Item] = []
+    for item in items:
+        cost = count_tokens(str(item)) + 1
+        if cost <= room:
+            kept.append(item)
+            room -= cost
+    return kept, room
+
+
+def _section(title: str, entries: Iterable[object]) -> str:
+    lines = [_plain(str(entry)) for entry in entries]
+    return f"{title}:\n<<<\n" + "\n".join(lines) + "\n>>>" if lines else ""
+
+
+def _plain(text: str) -> str:
+    """Data can't open or close a fence, nor hold a chat template's control tokens, which some servers obey.
+
+    A space takes a mark's place, or two halves could close up to a new one.
+    """
+    return MARKS.sub(" ", text)
+
+
+def _plainly(amount: float | str) -> str:
+    """A number without an exponent; an app's own table may hold something else."""
+    try:
+        return f"{Decimal(str(amount)).normalize():f}"
+    except InvalidOperation:
+        return str(amount)
+
+
+@cache
+def _system(name: str) -> str:
+    return (PROMPTS / f"{name}.md").read_text().strip()

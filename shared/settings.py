@@ -1,0 +1,63 @@
+"""The environment, typed; read here only, at the first request and not at import."""
+
+import os
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, Field, Json, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import Misconfigured
+
+
+class Settings(BaseSettings):
+    """Every setting of every function; secrets never show in a repr."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True)
+
+    supabase_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+    supabase_publishable_key: str = Field(
+        validation_alias=AliasChoices("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY")
+    )
+    supabase_secret_key: SecretStr = Field(
+        validation_alias=AliasChoices("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY")
+    )
+    # Access tokens: HS256 with the secret, or ES256/RS256 with the project's key set, fetched or given inline.
+    supabase_jwt_secret: SecretStr | None = None
+    supabase_jwks: Json[dict[str, Any]] | None = None
+    supabase_jwks_url: str = Field(default_factory=lambda data: f"{data['supabase_url']}/auth/v1/.well-known/jwks.json")
+    supabase_jwt_issuer: str = Field(default_factory=lambda data: f"{data['supabase_url']}/auth/v1")
+
+    # Any OpenAI-compatible server.
+    model_base_url: str = Field(pattern=r"^https?://")
+    model_name: str
+    model_api_key: SecretStr = SecretStr("none")
+    embedding_base_url: str = Field(pattern=r"^https?://")
+    embedding_model: str
+    embedding_api_key: SecretStr = SecretStr("none")
+
+    # Where an answer goes that could not be written: an SQS queue of the same function.
+    queue_url: str | None = None
+
+    message_characters: int = Field(4000, ge=1)
+    prompt_tokens: int = Field(3000, ge=200)
+    answer_tokens: int = Field(500, ge=1)
+    turns_per_minute: int = Field(20, ge=1)
+    request_timeout_seconds: float = Field(28, gt=0)  # API Gateway gives up at 30
+
+
+@cache
+def load() -> Settings:
+    """The process's settings. Raises `Misconfigured`, naming all that is missing or malformed."""
+    try:
+        return Settings()  # type: ignore[call-arg]  # the environment fills the fields
+    except ValidationError as error:
+        problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        names = sorted({str(problem["loc"][0]).upper() for problem in problems})
+        raise Misconfigured(f"Missing or malformed settings: {', '.join(names)}.") from None
+
+
+@cache
+def allowed_origins() -> list[str]:
+    """Origins whose pages may read answers, comma-separated; apart from the rest, for errors need CORS too."""
+    return [origin.strip() for origin in os.environ.get("ALLOWED_ORIGINS", "*").split(",")]

@@ -1,0 +1,278 @@
+"""The edge of a function: its ASGI app and Lambda handler, CORS, request ids, limits, one error shape, one log line."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from mangum import Mangum
+from mangum.types import ASGI
+from postgrest import AsyncPostgrestClient
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import auth, database, queue, settings
+from shared.clients import Clients
+from shared.errors import BodyTooLarge, GatewayError, InvalidJson, InvalidRequest, MethodNotAllowed, NotFound
+from shared.models import Deadline
+from shared.telemetry import Trace, logger
+from shared.wire import Wire
+
+Event = tuple[str, Wire]
+Events = AsyncGenerator[Event, None]
+BODY_BYTES = 64 * 1024
+CLOSING_SECONDS = 5  # a write that fails, and the queue after it
+PREFLIGHT = [
+    (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+    # What supabase-js and tracing clients send, and this API's own.
+    (
+        b"access-control-allow-headers",
+        b"authorization, x-client-info, apikey, content-type, accept, idempotency-key, prefer, "
+        b"x-request-id, x-retry-count, traceparent, tracestate, baggage",
+    ),
+    (b"access-control-max-age", b"86400"),
+]
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not collect the events
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,64}")
+
+
+async def _clients(request: Request) -> Clients:
+    state = request.app.state
+    if not hasattr(state, "clients"):
+        state.clients = Clients.open(settings.load())
+    clients: Clients = state.clients
+    return clients
+
+
+async def _caller(request: Request, clients: Annotated[Clients, Depends(_clients)]) -> auth.Caller:
+    with trace(request).step("auth"):
+        caller = await clients.verifier.verify(request.headers.get("authorization"))
+    trace(request).facts["authUserId"] = caller.auth_user_id
+    return caller
+
+
+async def _database(
+    clients: Annotated[Clients, Depends(_clients)], caller: Annotated[auth.Caller, Depends(_caller)]
+) -> AsyncPostgrestClient:
+    return database.as_caller(clients.http, clients.settings, caller)
+
+
+def trace(request: Request) -> Trace:
+    """The request's trace, made at the edge."""
+    found: Trace = request.scope["trace"]
+    return found
+
+
+def deadline(request: Request, limit_seconds: float) -> Deadline:
+    """When the model must have answered: the limit, or what Lambda leaves, less a share to write the answer down."""
+    context = request.scope.get("aws.context")
+    left = min(limit_seconds, context.get_remaining_time_in_millis() / 1000) if context else limit_seconds
+    return Deadline.after(left - min(CLOSING_SECONDS, left / 4))
+
+
+ClientsOf = Annotated[Clients, Depends(_clients)]
+CallerOf = Annotated[auth.Caller, Depends(_caller)]
+DatabaseOf = Annotated[AsyncPostgrestClient, Depends(_database)]
+
+
+def create_app(name: str, router: APIRouter) -> ASGIApp:
+    """The function's app, at `/functions/v1/<name>` as supabase.functions.invoke calls it, and at `/<name>`."""
+    app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    for prefix in (f"/functions/v1/{name}", f"/{name}"):
+        app.include_router(router, prefix=prefix)
+    app.add_exception_handler(GatewayError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_invalid)
+    app.add_exception_handler(HTTPException, _refuse_unrouted)
+    app.add_exception_handler(Exception, _apologise)
+    return Edge(name, app)
+
+
+def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]]) -> Callable[[Any, Any], Any]:
+    """The Lambda entry: HTTP events go to the app, queue messages to `work`, on one kept event loop."""
+    adapter = Mangum(cast(ASGI, app), lifespan="off")
+    loop = asyncio.new_event_loop()
+
+    def handler(event: dict[str, Any], context: Any) -> Any:
+        asyncio.set_event_loop(loop)
+        if queue.is_delivery(event):
+            return loop.run_until_complete(queue.consume(event, work))
+        return adapter(event, context)
+
+    return handler
+
+
+class Edge:
+    """Outside of FastAPI: request id, body limit, the last catch, the log line. Plain ASGI, for it is on every path."""
+
+    def __init__(self, name: str, app: ASGIApp) -> None:
+        self.name = name
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
+        given_id = headers.get(b"x-request-id", "")
+        trace = scope["trace"] = Trace(given_id if REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4()))
+        started, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", trace.request_id.encode()),
+                    *_cors(headers.get(b"origin", "")),
+                    *(PREFLIGHT if scope["method"] == "OPTIONS" else []),
+                ]
+            await send(message)
+
+        try:
+            if scope["method"] == "OPTIONS":
+                await Response(status_code=204)(scope, receive, send_marked)
+            else:
+                await self.app(scope, await _bounded(headers, receive), send_marked)
+        except GatewayError as error:
+            await _answer(error, trace)(scope, receive, send_marked)
+        except ClientDisconnect:
+            trace.facts["code"] = "client_gone"
+        except Exception as error:
+            logger.error("unforeseen", extra={"requestId": trace.request_id, **_where(error)})
+        finally:
+            total = round((time.perf_counter() - started) * 1000, 1)
+            logger.info(
+                "request",
+                extra={
+                    "function": self.name,
+                    "requestId": trace.request_id,
+                    "method": scope["method"],
+                    "path": scope["path"] if "route" in scope else None,
+                    "status": status,
+                    "durationMs": total,
+                    "timings": trace.timings,
+                    **trace.facts,
+                },
+            )
+
+
+async def event_stream(events: Events) -> "EventStream":
+    """The events as a response; the first is taken here, so that their source ends as one that has begun."""
+    return EventStream(await anext(events), events)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; their source is closed as soon as the client is gone."""
+
+    def __init__(self, first: Event, rest: Events) -> None:
+        super().__init__(_encoded(first, rest), media_type="text/event-stream", headers=STREAM_HEADERS)
+        self.rest = rest
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.rest):
+            await super().stream_response(send)
+
+
+def wants_stream(request: Request, asked: bool) -> bool:
+    """Whether to answer in events: asked for in the body or by the Accept header."""
+    return asked or "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+async def _encoded(first: Event, rest: Events) -> AsyncIterator[str]:
+    yield _frame(first)
+    async for event in rest:
+        yield _frame(event)
+
+
+def _frame(event: Event) -> str:
+    name, data = event
+    return f"event: {name}\ndata: {data.model_dump_json(by_alias=True)}\n\n"
+
+
+async def _bounded(headers: dict[bytes, str], receive: Receive) -> Receive:
+    """A receive that replays the body, read here whole so that the limit holds however it is sent."""
+    declared = headers.get(b"content-length", "0")
+    if declared.isdigit() and int(declared) > BODY_BYTES:
+        raise _too_large()
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > BODY_BYTES:
+            raise _too_large()
+    replay = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return replay.pop() if replay else await receive()
+
+    return replayed
+
+
+def _cors(origin: str) -> list[tuple[bytes, bytes]]:
+    """CORS headers for a page of `origin`; they are on every answer, or a browser would hide the errors."""
+    origins = settings.allowed_origins()
+    exposed = (b"access-control-expose-headers", b"x-request-id, retry-after")
+    if "*" in origins:
+        return [(b"access-control-allow-origin", b"*"), exposed]
+    allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), exposed] if origin in origins else []
+    return [*allowed, (b"vary", b"Origin")]
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {BODY_BYTES // 1024} KB.")
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GatewayError)
+    if error.__cause__ is not None:
+        trace(request).facts["cause"] = type(error.__cause__).__name__
+    return _answer(error, trace(request))
+
+
+async def _apologise(request: Request, _: Exception) -> JSONResponse:
+    return _answer(GatewayError(), trace(request))  # the error goes on to the edge, which logs it
+
+
+async def _refuse_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        return _answer(InvalidJson("The body is not valid JSON."), trace(request))
+    if problem["type"] == "model_attributes_type":
+        return _answer(InvalidRequest("body: send a JSON object, with Content-Type: application/json."), trace(request))
+    place = str(problem["loc"][1]) if len(problem["loc"]) > 1 else "body"
+    return _answer(InvalidRequest(f"{place}: {problem['msg']}."), trace(request))
+
+
+async def _refuse_unrouted(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _answer(NotFound(f"There is nothing at {request.url.path}."), trace(request))
+    if error.status_code == 405:
+        return _answer(MethodNotAllowed(f"{request.method} is not allowed here."), trace(request))
+    return _answer(InvalidJson("The request can't be read."), trace(request))
+
+
+def _answer(error: GatewayError, trace: Trace) -> JSONResponse:
+    trace.facts["code"] = error.code
+    wait = error.retry_after_seconds
+    headers = {"retry-after": str(wait)} if wait else None
+    return JSONResponse(error.body(trace.request_id), status_code=error.status, headers=headers)
+
+
+def _where(error: Exception) -> dict[str, Any]:
+    """An error's kind and place, not its words: they may hold a user's text."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
+    return {"kind": type(error).__name__, "place": place}

@@ -1,0 +1,282 @@
+-- The two calls of a turn: open_turn as the caller before the model is asked, close_turn as the gateway after.
+
+-- Reserves the caller's next conversation: one of
+--   {"outcome": "open", "conversation_id", "thread_id", "user_id", "attempt"}   go and ask the model
+--   {"outcome": "answered", "conversation_id"}                      the key's answer is already there
+--   {"outcome": "running", "retry_after_seconds"}                   the key's first request is still at work
+--   {"outcome": "mismatch"}                                         the key was used for another message
+--   {"outcome": "limited", "retry_after_seconds"}                   too many turns in the last minute
+-- Security definer, because a caller who could write open_turns and attempts could erase his reservations and
+-- the rate limit. Calls of one user queue on a lock, so that concurrent ones can't slip past the count. What a
+-- caller may say of limits is bounded, for open_turn can be called past the gateway.
+create function private.reserve_turn(
+  caller_id bigint,
+  question text,
+  thread uuid,
+  request_key text,
+  lease_seconds integer,
+  turns_per_minute integer
+)
+returns jsonb
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  question_hash constant text := encode(sha256(convert_to(question, 'UTF8')), 'hex');
+  earlier public.conversations;
+  running public.open_turns;
+  recent_count bigint;
+  oldest timestamptz;
+  reserved_id bigint;
+  reserved_thread uuid := coalesce(thread, gen_random_uuid());
+  reserved_attempt uuid;
+begin
+  if caller_id is distinct from private.current_user_id() then
+    raise insufficient_privilege using message = 'a turn can be opened for the caller only';
+  end if;
+
+  perform pg_advisory_xact_lock(hashtextextended('open_turns', caller_id));
+
+  delete from public.open_turns
+  where user_id = caller_id and expires_at < now() - interval '1 day';
+
+  request_key := left(request_key, 255);
+  if request_key is not null then
+    select * into earlier from public.conversations
+    where user_id = caller_id and idempotency_key = request_key;
+
+    select * into running from public.open_turns
+    where user_id = caller_id and idempotency_key = request_key;
+
+    if (earlier.id is not null and earlier.message <> question)
+      or (running.conversation_id is not null and running.message_hash <> question_hash) then
+      return jsonb_build_object('outcome', 'mismatch');
+    end if;
+
+    if earlier.status = 'complete' then
+      return jsonb_build_object('outcome', 'answered', 'conversation_id', earlier.id);
+    end if;
+
+    if running.expires_at > now() then
+      return jsonb_build_object('outcome', 'running', 'retry_after_seconds', 1);
+    end if;
+
+    reserved_id := coalesce(earlier.id, running.conversation_id);
+    reserved_thread := coalesce(earlier.thread_id, running.thread_id, reserved_thread);
+  end if;
+
+  delete from private.attempts
+  where user_id = caller_id and attempted_at < now() - interval '1 minute';
+
+  select count(*), min(attempted_at) into recent_count, oldest
+  from private.attempts
+  where user_id = caller_id;
+
+  if recent_count >= least(coalesce(turns_per_minute, 20), 1000) then
+    return jsonb_build_object(
+      'outcome', 'limited',
+      'retry_after_seconds', greatest(1, ceil(extract(epoch from oldest + interval '1 minute' - now())))
+    );
+  end if;
+
+  insert into private.attempts (user_id) values (caller_id);
+
+  reserved_id := coalesce(reserved_id, nextval(pg_get_serial_sequence('public.conversations', 'id')));
+
+  insert into public.open_turns
+    (conversation_id, user_id, thread_id, idempotency_key, message_hash, expires_at)
+  values (
+    reserved_id, caller_id, reserved_thread, request_key, question_hash,
+    now() + make_interval(secs => least(greatest(lease_seconds, 0), 900))  -- no function runs longer
+  )
+  on conflict (conversation_id) do update
+  set attempt = excluded.attempt, expires_at = excluded.expires_at
+  returning attempt into reserved_attempt;
+
+  return jsonb_build_object(
+    'outcome', 'open', 'conversation_id', reserved_id, 'thread_id', reserved_thread, 'user_id', caller_id,
+    'attempt', reserved_attempt
+  );
+end
+$$;
+
+revoke all on function private.reserve_turn(bigint, text, uuid, text, integer, integer) from public, anon;
+grant execute on function private.reserve_turn(bigint, text, uuid, text, integer, integer) to authenticated;
+
+-- One conversation as the API tells it, its passages joined again.
+create function private.describe_conversation(conversation public.conversations)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select jsonb_build_object(
+    'conversation_id', conversation.id,
+    'thread_id', conversation.thread_id,
+    'message', conversation.message,
+    'response', conversation.response,
+    'status', conversation.status,
+    'model', conversation.model_version,
+    'feedback', conversation.feedback,
+    'input_tokens', conversation.input_tokens,
+    'output_tokens', conversation.output_tokens,
+    'created_at', conversation.created_at,
+    'sources', coalesce(
+      (
+        select jsonb_agg(
+          jsonb_build_object(
+            'id', knowledge.id,
+            'content', knowledge.content,
+            'similarity', (used.passage ->> 'similarity')::double precision,
+            'token_symbol', knowledge.token_symbol
+          )
+          order by used.rank
+        )
+        from jsonb_array_elements(conversation.context_used) with ordinality as used (passage, rank)
+        inner join public.finance_knowledge as knowledge on knowledge.id = (used.passage ->> 'id')::bigint
+      ),
+      '[]'
+    )
+  )
+$$;
+
+revoke all on function private.describe_conversation(public.conversations) from public, anon;
+grant execute on function private.describe_conversation(public.conversations) to authenticated;
+
+-- Opens a turn as the caller and returns all the prompt needs of him in one round trip: the outcome of
+-- private.reserve_turn and, when it is open, `turns` (the thread's last, oldest first) and `swaps` (the
+-- newest first); when it is answered, `conversation`. A caller without a users row, or one who says he is
+-- another user, gets {"outcome": "unknown_user"} or {"outcome": "forbidden"}.
+create function public.open_turn(
+  question text,
+  thread uuid default null,
+  claimed_user_id bigint default null,
+  request_key text default null,
+  turn_count integer default 4,
+  swap_count integer default 10,
+  lease_seconds integer default 60,
+  turns_per_minute integer default 20
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  caller_id constant bigint := private.current_user_id();
+  turn jsonb;
+begin
+  if caller_id is null then
+    return jsonb_build_object('outcome', 'unknown_user');
+  end if;
+
+  if claimed_user_id <> caller_id then
+    return jsonb_build_object('outcome', 'forbidden');
+  end if;
+
+  turn := private.reserve_turn(caller_id, question, thread, request_key, lease_seconds, turns_per_minute);
+
+  if turn ->> 'outcome' = 'answered' then
+    return turn || jsonb_build_object('conversation', (
+      select private.describe_conversation(conversation)
+      from public.conversations as conversation
+      where conversation.id = (turn ->> 'conversation_id')::bigint
+    ));
+  end if;
+
+  if turn ->> 'outcome' <> 'open' then
+    return turn;
+  end if;
+
+  return turn || jsonb_build_object(
+    'turns', coalesce(
+      (
+        select jsonb_agg(
+          jsonb_build_object('message', recent.message, 'response', recent.response) order by recent.id
+        )
+        from (
+          select conversations.id, conversations.message, conversations.response
+          from public.conversations
+          where conversations.user_id = caller_id
+            and conversations.thread_id = (turn ->> 'thread_id')::uuid
+            and conversations.status = 'complete'
+          order by conversations.id desc
+          limit least(greatest(turn_count, 0), 100)
+        ) as recent
+      ),
+      '[]'
+    ),
+    'swaps', coalesce(
+      (
+        select jsonb_agg(to_jsonb(recent) order by recent.created_at desc)
+        from (
+          select swap.from_token, swap.to_token, swap.amount, swap.created_at
+          from public.swap_history as swap
+          where swap.user_id = caller_id
+          order by swap.created_at desc
+          limit least(greatest(swap_count, 0), 100)
+        ) as recent
+      ),
+      '[]'
+    )
+  );
+end
+$$;
+
+revoke all on function public.open_turn(text, uuid, bigint, text, integer, integer, integer, integer)
+from public, anon;
+grant execute on function public.open_turn(text, uuid, bigint, text, integer, integer, integer, integer)
+to authenticated;
+
+-- Writes a turn's conversation and lets the attempt's reservation go. Callable again with the same id: an answer
+-- that is complete stays as it is, and a newer attempt keeps its hold. For the gateway alone (the secret key):
+-- row level security can't tell the gateway that writes an answer from a user who forges one.
+create function public.close_turn(
+  conversation_id bigint,
+  user_id bigint,
+  thread_id uuid,
+  attempt uuid,
+  message text,
+  response text,
+  status text,
+  idempotency_key text default null,
+  context_used jsonb default '[]',
+  model_version text default null,
+  error_code text default null,
+  input_tokens integer default null,
+  output_tokens integer default null
+)
+returns void
+language sql
+set search_path = ''
+as $$
+  delete from public.open_turns
+  where open_turns.conversation_id = close_turn.conversation_id and open_turns.attempt = close_turn.attempt;
+
+  insert into public.conversations (
+    id, user_id, thread_id, idempotency_key, message, response, status, context_used, model_version,
+    error_code, input_tokens, output_tokens
+  )
+  values (
+    close_turn.conversation_id, close_turn.user_id, close_turn.thread_id, close_turn.idempotency_key,
+    close_turn.message, close_turn.response, close_turn.status, close_turn.context_used,
+    close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.output_tokens
+  )
+  on conflict (id) do update
+  set
+    response = excluded.response,
+    status = excluded.status,
+    context_used = excluded.context_used,
+    model_version = excluded.model_version,
+    error_code = excluded.error_code,
+    input_tokens = excluded.input_tokens,
+    output_tokens = excluded.output_tokens
+  where conversations.status <> 'complete'
+$$;
+
+revoke all on function public.close_turn(
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer
+) from public, anon, authenticated;
+grant execute on function public.close_turn(
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer
+) to service_role;

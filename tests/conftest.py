@@ -1,0 +1,29 @@
+"""The embedded stack, once for all tests."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from infra.local import postgres
+from infra.local.stack import Stack, direct
+
+os.environ.update(direct(os.environ))  # the tests' own clients go by no proxy either
+LIMITS = {"TURNS_PER_MINUTE": "1000", "ANSWER_TOKENS": "24"}  # tests ask often and look at no answer's words
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Every part, on free ports, with data of its own; the developer's environment doesn't reach it."""
+    folder = tmp_path_factory.mktemp("stack")
+    try:
+        with Stack(folder, environment=LIMITS, preferred_ports={}) as running:
+            yield running
+    finally:
+        postgres.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The functions run on asyncio, as in Lambda."""
+    return "asyncio"

@@ -1,0 +1,60 @@
+"""What the functions' tests share: a model that does as the question says, knowledge, and two users."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from infra.local.stack import Stack
+from tests.stand_ins import Model, serving
+from tests.users import User
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    stand_in = Model()
+    with serving(stand_in.app()) as url:
+        stand_in.url = url
+        yield stand_in
+
+
+@pytest.fixture(scope="session")
+def functions(stack: Stack, model: Model, knowledge: None) -> Iterator[str]:
+    """The functions' origin, with the stand-in for a model."""
+    with stack.functions(MODEL_BASE_URL=f"{model.url}/v1", MODEL_NAME="stand-in", PROMPT_TOKENS="3000") as origin:
+        yield origin
+
+
+@pytest.fixture(scope="session")
+def knowledge(stack: Stack) -> None:
+    """A part of the seed knowledge, loaded by the command that loads all of it."""
+    command = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
+    subprocess.run(command, env={**os.environ, **stack.environment}, check=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def alice(stack: Stack) -> User:
+    """A user with twelve swaps, of 1 to 12 TON, the last the newest."""
+    user = User.sign_up(stack)
+    with psycopg.connect(stack.database_url) as connection:
+        connection.cursor().executemany(
+            "insert into public.swap_history (user_id, from_token, to_token, amount, created_at)"
+            " values (%s, 'TON', 'USDT', %s, now() - make_interval(days => %s))",
+            [(user.user_id, amount, 20 - amount) for amount in range(1, 13)],
+        )
+    return user
+
+
+@pytest.fixture(scope="session")
+def bob(stack: Stack) -> User:
+    """A user with one swap, of DOGS."""
+    user = User.sign_up(stack)
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(
+            "insert into public.swap_history (user_id, from_token, to_token, amount) values (%s, 'DOGS', 'TON', 777)",
+            [user.user_id],
+        )
+    return user

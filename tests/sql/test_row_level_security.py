@@ -1,0 +1,325 @@
+"""Who may see and do what, over PostgREST directly: users, visitors, admins."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from supabase import Client, create_client
+
+from infra.local.stack import Stack
+from tests.sql import ANSWER, QUESTION, close_turn, open_turn, refusal, rows
+from tests.users import User
+
+DENIED = "42501"
+UNKNOWN_SCHEMA = "PGRST106"
+UNKNOWN_FUNCTION = "PGRST202"
+PERSONAL = ["users", "swap_history", "conversations", "threads", "open_turns"]
+# A column to find rows by, and a change that somebody might want to make.
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "users": ("user_id", {"auth_user_id": None}),
+    "swap_history": ("id", {"amount": 1000}),
+    "conversations": ("id", {"response": "Send me your seed phrase."}),
+    "open_turns": ("conversation_id", {"expires_at": "2000-01-01T00:00:00Z"}),
+    "finance_knowledge": ("id", {"content": "Send me your seed phrase."}),
+    "finance_embeddings": ("id", {"content": "Send me your seed phrase."}),
+    "training_data": ("id", {"output": "Send me your seed phrase."}),
+    "model_metadata": ("id", {"is_active": True}),
+}
+CALLS: dict[str, dict[str, Any]] = {
+    "open_turn": {"question": QUESTION},
+    "close_turn": {
+        "conversation_id": 1,
+        "user_id": 1,
+        "thread_id": str(uuid4()),
+        "attempt": str(uuid4()),
+        "message": QUESTION,
+        "response": ANSWER,
+        "status": "complete",
+    },
+    "match_finance_knowledge": {"query_embedding": [0.1] * 1536},
+    "match_finance_embeddings": {"query_embedding": [0.1] * 1536},
+}
+PRIVATE: dict[str, dict[str, Any]] = {
+    "current_user_id": {},
+    "create_user": {},
+    "reserve_turn": {
+        "caller_id": 1,
+        "question": QUESTION,
+        "thread": None,
+        "request_key": None,
+        "lease_seconds": 60,
+        "turns_per_minute": 1000,
+    },
+    "describe_conversation": {"conversation": {}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A user with a row of every personal kind: one closed turn, one open, one swap."""
+
+    user: User
+    api: Client
+    conversation_id: int
+    thread_id: str
+
+    def key(self, relation: str) -> tuple[str, Any]:
+        """The column that says whose a row is, and what it says of this user's."""
+        return ("thread_id", self.thread_id) if relation == "threads" else ("user_id", self.user.user_id)
+
+
+@pytest.fixture(scope="module")
+def service(stack: Stack) -> Client:
+    return create_client(stack.url, stack.keys.secret)
+
+
+@pytest.fixture(scope="module")
+def visitor(stack: Stack) -> Client:
+    return create_client(stack.url, stack.keys.publishable)
+
+
+@pytest.fixture(scope="module")
+def ada(stack: Stack, service: Client) -> Resident:
+    return settle(stack, service)
+
+
+@pytest.fixture(scope="module")
+def ben(stack: Stack, service: Client) -> Resident:
+    return settle(stack, service)
+
+
+@pytest.fixture(scope="module")
+def admin(stack: Stack, service: Client, visitor: Client) -> Client:
+    """An admin's client, with something to see in both of the admins' tables."""
+    account = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
+    service.auth.admin.create_user({**account, "email_confirm": True, "app_metadata": {"role": "admin"}})  # type: ignore[typeddict-item]
+    service.table("training_data").insert({"instruction": QUESTION, "output": ANSWER}).execute()
+    service.table("model_metadata").insert({"model_name": uuid4().hex, "version": "1"}).execute()
+    api = create_client(stack.url, stack.keys.publishable)
+    api.auth.sign_in_with_password(account)  # type: ignore[arg-type]
+    return api
+
+
+@pytest.fixture(params=["finance_knowledge", "finance_embeddings"])
+def knowledge(stack: Stack, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A table with three passages by one embedding model, and one by another; gives its function and the model."""
+    model, table = uuid4().hex, sql.Identifier(request.param)
+    insert = "insert into public.{} (content, embedding, embedding_model, content_hash, token_symbol)"
+    values = " values (%(content)s, %(embedding)s, %(model)s, %(content)s, 'TON')"
+    passages = [
+        ("same", [1, 0], model),
+        ("near", [1, 1], model),
+        ("far", [0, 1], model),
+        ("other", [1, 0], model[::-1]),
+    ]
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        for content, vector, by in passages:
+            row = {"content": f"{content} {model}", "embedding": str(padded(*vector)), "model": by}
+            database.execute(sql.SQL(insert + values).format(table), row)
+        yield f"match_{request.param}", model
+        delete = sql.SQL("delete from public.{} where embedding_model in (%s, %s)")
+        database.execute(delete.format(table), [model, model[::-1]])
+
+
+def settle(stack: Stack, service: Client) -> Resident:
+    user = User.sign_up(stack)
+    api = user.client(stack)
+    swap = {"user_id": user.user_id, "from_token": "TON", "to_token": "USDT", "amount": 1}
+    service.table("swap_history").insert(swap).execute()
+    turn = open_turn(api)
+    close_turn(service, turn)
+    open_turn(api)
+    return Resident(user, api, turn["conversation_id"], turn["thread_id"])
+
+
+def padded(*numbers: float) -> list[float]:
+    return [*numbers, *[0.0] * (1536 - len(numbers))]
+
+
+@pytest.mark.parametrize("relation", PERSONAL)
+def test_a_user_sees_his_own_rows_and_no_others(ada: Resident, ben: Resident, relation: str) -> None:
+    for one, other in ((ada, ben), (ben, ada)):
+        seen = rows(one.api.table(relation).select("*"))
+        sought = rows(one.api.table(relation).select("*").eq(*other.key(relation)))
+
+        column, own = one.key(relation)
+        assert [row[column] for row in seen] == [own]
+        assert sought == []
+
+
+def test_rows_joined_to_a_users_own_are_his_own_too(ada: Resident, ben: Resident) -> None:
+    seen = rows(ada.api.table("users").select("user_id, conversations(user_id), swap_history(user_id)"))
+
+    own = {"user_id": ada.user.user_id}
+    assert seen == [{**own, "conversations": [own], "swap_history": [own]}]
+
+
+def test_a_thread_with_anothers_id_shows_a_user_his_own_part_only(stack: Stack, ben: Resident, service: Client) -> None:
+    eve = User.sign_up(stack).client(stack)
+    close_turn(service, open_turn(eve, thread=ben.thread_id), message="Is this my thread?")
+
+    [hers] = rows(eve.table("threads").select("*"))
+    [his] = rows(ben.api.table("threads").select("*"))
+
+    assert hers["thread_id"] == his["thread_id"]
+    assert (hers["title"], hers["conversation_count"]) == ("Is this my thread?", 1)
+    assert (his["title"], his["conversation_count"]) == (QUESTION, 1)
+
+
+@pytest.mark.parametrize("verb", ["insert", "upsert", "update", "delete"])
+@pytest.mark.parametrize("table", CHANGES)
+def test_a_user_writes_no_table(ada: Resident, table: str, verb: str) -> None:
+    column, change = CHANGES[table]
+    query = ada.api.table(table)
+    attempts = {
+        "insert": lambda: query.insert(change),
+        "upsert": lambda: query.upsert({column: ada.conversation_id, **change}),
+        "update": lambda: query.update(change).gte(column, 0),
+        "delete": lambda: query.delete().gte(column, 0),
+    }
+
+    assert refusal(attempts[verb]()) == DENIED
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("message", "What is NOT?"),
+        ("response", "Send me your seed phrase."),
+        ("status", "failed"),
+        ("context_used", []),
+        ("model_version", "mine"),
+        ("thread_id", str(uuid4())),
+        ("user_id", 1),
+        ("id", 1),
+        ("created_at", "2000-01-01T00:00:00Z"),
+    ],
+)
+def test_of_his_conversations_a_user_changes_nothing_but_the_feedback(ada: Resident, column: str, value: Any) -> None:
+    own = ada.api.table("conversations").update({"feedback": 1, column: value}).eq("id", ada.conversation_id)
+
+    assert refusal(own) == DENIED
+
+
+@pytest.mark.parametrize("feedback", [-1, 0, 1, None])
+def test_a_user_rates_his_own_conversation(ada: Resident, feedback: int | None) -> None:
+    changed = rows(ada.api.table("conversations").update({"feedback": feedback}).eq("id", ada.conversation_id))
+
+    assert [(row["id"], row["feedback"], row["response"]) for row in changed] == [
+        (ada.conversation_id, feedback, ANSWER)
+    ]
+
+
+@pytest.mark.parametrize("feedback", [-2, 2])
+def test_a_rating_is_one_of_three(ada: Resident, feedback: int) -> None:
+    own = ada.api.table("conversations")
+    own.update({"feedback": 1}).eq("id", ada.conversation_id).execute()
+
+    assert refusal(own.update({"feedback": feedback}).eq("id", ada.conversation_id))
+
+    assert rows(own.select("feedback")) == [{"feedback": 1}]
+
+
+def test_a_user_rates_no_conversation_of_another(ada: Resident, ben: Resident) -> None:
+    by_id = rows(ada.api.table("conversations").update({"feedback": -1}).eq("id", ben.conversation_id))
+    of_all = rows(ada.api.table("conversations").update({"feedback": -1}).gte("id", 0))
+
+    [kept] = rows(ben.api.table("conversations").select("feedback"))
+    assert by_id == []
+    assert [row["id"] for row in of_all] == [ada.conversation_id]
+    assert kept == {"feedback": None}
+
+
+def test_a_user_closes_no_turn_not_even_his_own(ada: Resident) -> None:
+    turn = {"conversation_id": ada.conversation_id, "user_id": ada.user.user_id, "thread_id": ada.thread_id}
+
+    assert refusal(ada.api.rpc("close_turn", CALLS["close_turn"] | turn)) == DENIED
+
+
+@pytest.mark.parametrize("function", PRIVATE)
+def test_what_is_private_cannot_be_called(ada: Resident, service: Client, function: str) -> None:
+    arguments = PRIVATE[function]
+
+    assert refusal(ada.api.schema("private").rpc(function, arguments)) == UNKNOWN_SCHEMA
+    assert refusal(service.schema("private").rpc(function, arguments)) == UNKNOWN_SCHEMA
+    assert refusal(ada.api.rpc(function, arguments)) == UNKNOWN_FUNCTION
+
+
+def test_other_schemas_are_not_served(ada: Resident) -> None:
+    assert refusal(ada.api.schema("auth").table("users").select("*")) == UNKNOWN_SCHEMA
+
+
+@pytest.mark.parametrize("relation", [*CHANGES, "threads"])
+def test_a_visitor_sees_nothing(visitor: Client, ada: Resident, relation: str) -> None:
+    assert refusal(visitor.table(relation).select("*")) == DENIED
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_a_visitor_calls_nothing(visitor: Client, function: str) -> None:
+    assert refusal(visitor.rpc(function, CALLS[function])) == DENIED
+
+
+@pytest.mark.parametrize("table", ["training_data", "model_metadata"])
+def test_only_an_admin_sees_what_models_are_made_of(admin: Client, ada: Resident, table: str) -> None:
+    seen_by_admin, seen_by_user = (rows(api.table(table).select("*")) for api in (admin, ada.api))
+
+    assert seen_by_admin
+    assert seen_by_user == []
+
+
+def test_an_admin_sees_no_conversation_of_a_user(admin: Client, ada: Resident) -> None:
+    assert rows(admin.table("conversations").select("*")) == []
+    assert rows(admin.table("threads").select("*")) == []
+
+
+def test_a_user_cannot_make_himself_an_admin(stack: Stack, admin: Client) -> None:
+    wanted = {"role": "admin", "app_metadata": {"role": "admin"}}
+    api = create_client(stack.url, stack.keys.publishable)
+    account = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
+
+    api.auth.sign_up({**account, "options": {"data": wanted}})  # type: ignore[arg-type]
+    seen_at_sign_up = rows(api.table("training_data").select("*"))
+    api.auth.update_user({"data": wanted, "app_metadata": wanted})  # type: ignore[typeddict-unknown-key]
+    api.auth.refresh_session()
+    seen_later = rows(api.table("training_data").select("*"))
+
+    session = api.auth.get_session()
+    assert session
+    assert session.user.user_metadata["role"] == "admin"
+    assert (seen_at_sign_up, seen_later) == ([], [])
+
+
+def test_a_signed_in_user_finds_the_nearest_passages_of_one_model(ada: Resident, knowledge: tuple[str, str]) -> None:
+    function, model = knowledge
+
+    found = rows(ada.api.rpc(function, {"query_embedding": padded(1, 0), "match_count": 5, "model": model}))
+
+    assert [row["content"] for row in found] == [f"same {model}", f"near {model}"]
+    assert [row["similarity"] for row in found] == pytest.approx([1, 0.5**0.5])
+    assert [row["token_symbol"] for row in found] == ["TON", "TON"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "count", "words"),
+    [
+        (-1, 5, ["same", "near", "far"]),
+        (0.9, 5, ["same"]),
+        (0.7, 1, ["same"]),
+        (1, 5, []),
+        (-1, 0, []),
+        (-1, -1, []),
+    ],
+)
+def test_threshold_and_count_bound_what_is_found(
+    ada: Resident, knowledge: tuple[str, str], threshold: float, count: int, words: list[str]
+) -> None:
+    function, model = knowledge
+    bounds = {"match_threshold": threshold, "match_count": count}
+
+    found = rows(ada.api.rpc(function, {"query_embedding": padded(1, 0), "model": model, **bounds}))
+
+    assert [row["content"] for row in found] == [f"{word} {model}" for word in words]
