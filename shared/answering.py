@@ -143,8 +143,7 @@ async def close_from_queue(body: str) -> None:
 
 async def _embed(clients: Clients, message: str, trace: Trace) -> list[float]:
     with trace.step("embed"):
-        vectors = await embeddings.embed(clients.embedder, clients.settings.embedding_model, [message], "query")
-    return vectors[0]
+        return await embeddings.embed_query(clients.embedder, message)
 
 
 async def _look_up(
@@ -152,8 +151,13 @@ async def _look_up(
 ) -> Draft:
     settings = clients.settings
     with trace.step("match"):
-        passages = await retrieval.match(
-            db, vector, settings.embedding_model, question.match_count, question.match_threshold
+        passages = await retrieval.search(
+            db,
+            vector,
+            question.message,
+            clients.embedder.model,
+            question.match_count,
+            clients.embedder.threshold if question.match_threshold is None else question.match_threshold,
         )
     prompt = prompting.build(
         "ai_finance", question.message, passages, turn.swaps, turn.turns, budget_tokens=settings.prompt_tokens
@@ -205,7 +209,14 @@ async def _close(
         response=response,
         status=status,
         idempotency_key=draft.turn.idempotency_key,
-        context_used=[{"id": passage.id, "similarity": round(passage.similarity, 4)} for passage in draft.passages],
+        context_used=[
+            {
+                "id": passage.id,
+                "similarity": round(passage.similarity, 4),
+                "content_hash": passage.content_hash,
+            }
+            for passage in draft.passages
+        ],
         model_version=draft.model,
         error_code=error_code,
         input_tokens=usage.input_tokens,
@@ -227,7 +238,15 @@ def _replay(turn: Turn, answered: dict[str, Any]) -> Draft:
 
 
 def _sources(draft: Draft) -> list[Source]:
-    return [Source(**asdict(passage)) for passage in draft.passages]
+    return [
+        Source(
+            id=passage.id,
+            content=passage.content,
+            similarity=passage.similarity,
+            token_symbol=passage.token_symbol,
+        )
+        for passage in draft.passages
+    ]
 
 
 def _done(draft: Draft, usage: Usage, trace: Trace) -> Done:

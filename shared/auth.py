@@ -1,10 +1,12 @@
-"""Who is calling: Supabase access tokens, verified here without a round trip."""
+"""Who is calling: Supabase access tokens, verified here without a round trip, and the project's own API keys."""
 
 import asyncio
+import hmac
 import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import httpx
@@ -22,10 +24,25 @@ UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A signed-in user; `token` is sent on, so that row level security sees the user too."""
+    """A signed-in user; `token` is sent on, so that row level security sees the user too.
+
+    `is_admin` is what row level security goes by as well: the `role` in the token's `app_metadata`, which
+    only the project's server can set.
+    """
 
     auth_user_id: str
     token: str = field(repr=False)
+    is_admin: bool = False
+
+
+class ApiKey(Enum):
+    """Whoever calls with a key of the project and no user: a visitor, or another server."""
+
+    PUBLISHABLE = "publishable"
+    SECRET = "secret"  # noqa: S105  # the key's kind, not a key
+
+
+Anybody = Caller | ApiKey
 
 
 def claimed_user_id(caller: Caller, user_id: int | str | None) -> int | None:
@@ -51,6 +68,22 @@ class Verifier:
     is_reachable: bool = True
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    async def identify(self, authorization: str | None, apikey: str | None) -> Anybody:
+        """Who calls with these headers; `Authorization`, where there is one, alone decides.
+
+        supabase-js sends the API key as `Authorization: Bearer …` too as long as nobody has signed in. A token
+        that can't be trusted is refused, however good the `apikey` beside it. Raises `Unauthenticated`.
+        """
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            key = self._key_kind(token) if scheme.lower() == "bearer" else None
+            return key or await self.verify(authorization)
+        if apikey is None:
+            raise Unauthenticated("Send the project's publishable key as `apikey`, or a user's access token.")
+        if key := self._key_kind(apikey):
+            return key
+        raise Unauthenticated("The apikey is none of this project's: send its publishable key.")
+
     async def verify(self, authorization: str | None) -> Caller:
         """The caller of an `Authorization: Bearer …` header.
 
@@ -71,7 +104,16 @@ class Verifier:
             raise Unauthenticated("This needs a signed-in user's access token.")
         if not UUID_FORM.fullmatch(claims["sub"]):
             raise Unauthenticated("The access token's subject is no Supabase user: sub must be a UUID.")
-        return Caller(auth_user_id=claims["sub"], token=token)
+        return Caller(auth_user_id=claims["sub"], token=token, is_admin=_is_admin(claims))
+
+    def _key_kind(self, key: str) -> ApiKey | None:
+        """Which of the project's keys it is, compared in constant time."""
+        keys = {
+            ApiKey.SECRET: self.settings.supabase_secret_key.get_secret_value(),
+            ApiKey.PUBLISHABLE: self.settings.supabase_publishable_key,
+        }
+        kinds = [kind for kind, known in keys.items() if hmac.compare_digest(key.encode(), known.encode())]
+        return kinds[0] if kinds else None
 
     async def _decode(self, token: str, algorithm: str, key_id: str) -> dict[str, Any]:
         key: jwt.PyJWK | str
@@ -118,6 +160,12 @@ class Verifier:
         except (httpx.HTTPError, ValueError, TypeError, AttributeError):
             self.is_reachable = False  # the keys that are known stay good
         self.fetched_at = time.monotonic()  # last, so that nobody goes by it who should wait for the fetch
+
+
+def _is_admin(claims: dict[str, Any]) -> bool:
+    """An app's own tokens may hold anything there."""
+    app_metadata = claims.get("app_metadata")
+    return isinstance(app_metadata, dict) and app_metadata.get("role") == "admin"
 
 
 def _signing_keys(key_set: dict[str, Any]) -> dict[str, jwt.PyJWK]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import httpx
-from openai import AsyncOpenAI
-from pydantic import SecretStr
 
 from shared.auth import Verifier
+from shared.embeddings import Embedder
 from shared.models import Route
+from shared.providers import openai_compatible
 from shared.settings import Settings
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
@@ -22,20 +22,16 @@ class Clients:
     http: httpx.AsyncClient
     verifier: Verifier
     route: Route
-    embedder: AsyncOpenAI
+    embedder: Embedder
 
     @classmethod
     def open(cls, settings: Settings) -> "Clients":
         http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT)
-        model = _openai(http, settings.model_base_url, settings.model_api_key)
+        model = openai_compatible.connect(http, settings.model_base_url, settings.model_api_key)
         return cls(
             settings=settings,
             http=http,
             verifier=Verifier(settings, http),
             route=Route(model, settings.model_name, settings.answer_tokens),
-            embedder=_openai(http, settings.embedding_base_url, settings.embedding_api_key),
+            embedder=Embedder.open(settings, http),
         )
-
-
-def _openai(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)

@@ -29,8 +29,17 @@ def as_caller(http: httpx.AsyncClient, settings: Settings, caller: Caller) -> As
     return _client(http, settings, settings.supabase_publishable_key, caller.token)
 
 
+def as_visitor(http: httpx.AsyncClient, settings: Settings) -> AsyncPostgrestClient:
+    """A client in nobody's name: it sees what everybody may."""
+    return _client(http, settings, settings.supabase_publishable_key)
+
+
 def as_gateway(http: httpx.AsyncClient, settings: Settings) -> AsyncPostgrestClient:
-    """A client with the secret key, past row level security: for writing answers, which a user must not forge."""
+    """A client with the secret key, past row level security.
+
+    For writing answers, which a user must not forge, for counting calls, which he must not do for others, and for
+    whoever holds the key himself.
+    """
     key = settings.supabase_secret_key.get_secret_value()
     if key.startswith("eyJ"):  # a legacy key is a token, and PostgREST takes the role from the token
         return _client(http, settings, settings.supabase_publishable_key, key)

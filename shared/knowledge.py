@@ -1,132 +1,282 @@
-"""Knowledge into the database: files of passages, embedded in batches, each passage once.
+"""Knowledge as documents: put, list, delete. What is there already is neither embedded nor written anew.
 
-python -m shared.knowledge load sql/knowledge            # every *.jsonl of a folder, or single files
+python -m shared.knowledge load sql/knowledge            # and list, delete, re-embed, switch, drop: see --help
 """
 
-import argparse
-import asyncio
-import hashlib
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
 
 from postgrest import AsyncPostgrestClient
-from pydantic import BaseModel, Field, ValidationError
 
-from shared import database, embeddings, settings
-from shared.clients import Clients
-from shared.errors import GatewayError, InvalidRequest
+from shared import database, documents, embeddings
+from shared.documents import Prepared
+from shared.embeddings import Embedder
+from shared.errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    EmbeddingUnavailable,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+)
+from shared.models import Deadline
+from shared.wire import Wire
 
-BATCH = 32
+# One call of put_documents: below 4 MB, for a vector takes up to 18 KB, and of some seconds, for a passage takes 10 ms.
+# One document may be longer than that.
+VECTORS_A_CALL = 64
+PASSAGES_A_CALL = 256
+BYTES_A_CALL = 2_000_000
+HASHES_A_CALL = 10_000
+WRITE_SECONDS = 60  # its statement timeout
+LAST_WRITE_SECONDS = 4  # what the deadline leaves for a write
+FAILURES = 3  # so many in a row, and the provider is down: the rest isn't tried
+OF_ONE = (EmbeddingUnavailable, InvalidRequest)  # it may be one document that the provider can't embed
+VANISHED = 'column "embedding"'  # of PostgreSQL's error for a passage whose stored vector somebody deleted meanwhile
 
-
-class Entry(BaseModel):
-    """A line of a knowledge file."""
-
-    title: str = Field(min_length=1)
-    content: str = Field(min_length=1)
-    category: str | None = None
-    token_symbol: str | None = None
-    token_address: str | None = None
-    source: str | None = None
-
-    @property
-    def text(self) -> str:
-        """What is embedded: a passage is found better under its title."""
-        return f"{self.title}\n{self.content}"
-
-    @property
-    def content_hash(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-def read(paths: Iterable[Path]) -> list[Entry]:
-    """The entries of files and of folders' *.jsonl, each text once. Raises `InvalidRequest`, naming file and line."""
-    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    entries: dict[str, Entry] = {}
-    for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"{file} can't be read: {error}") from error
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError, ValidationError) as error:
-                raise InvalidRequest(f"{file}, line {number}: not a passage ({type(error).__name__})") from error
-            entries[entry.content_hash] = entry
-    return list(entries.values())
+Outcomes = Literal["created", "updated", "unchanged", "failed"]
 
 
-async def load(clients: Clients, entries: Sequence[Entry], loaded: Callable[[int], None]) -> int:
-    """Embed and insert the entries that aren't there yet for this embedding model; returns how many were new.
+class Outcome(Wire):
+    """What became of a document: its passages, how many of them were embedded just now, and what went wrong.
 
-    With the secret key: knowledge is written by the project's owner, not by users. `loaded` hears of each
-    batch's size. A run that breaks off leaves whole batches, and the next one goes on from there.
+    A document that failed is as it was before.
     """
-    db, model = database.as_gateway(clients.http, clients.settings), clients.settings.embedding_model
-    new = 0
-    for start in range(0, len(entries), BATCH):
-        batch = entries[start : start + BATCH]
-        known = await _known(db, model, batch)
-        missing = [entry for entry in batch if entry.content_hash not in known]
-        if missing:
-            vectors = await embeddings.embed(clients.embedder, model, [entry.text for entry in missing], "passage")
-            rows = [
-                entry.model_dump() | {"embedding": vector, "embedding_model": model, "content_hash": entry.content_hash}
-                for entry, vector in zip(missing, vectors, strict=True)
-            ]
-            await database.run(
-                db.from_("finance_knowledge")
-                .upsert(rows, on_conflict="content_hash,embedding_model", ignore_duplicates=True)
-                .execute()
-            )
-        new += len(missing)
-        loaded(len(batch))
-    return new
+
+    id: str | None
+    outcome: Outcomes
+    passages: int = 0
+    embedded: int = 0
+    error: str | None = None
+    code: str | None = None
+    retryable: bool | None = None
 
 
-async def _known(db: AsyncPostgrestClient, model: str, batch: Sequence[Entry]) -> set[str]:
-    rows = await database.run(
-        db.from_("finance_knowledge")
-        .select("content_hash")
-        .eq("embedding_model", model)
-        .in_("content_hash", [entry.content_hash for entry in batch])
-        .execute()
-    )
-    return {row["content_hash"] for row in rows}
+class StoredDocument(Wire):
+    """A document as a line of a list."""
+
+    id: str
+    title: str | None
+    category: str | None
+    token_symbol: str | None
+    token_address: str | None
+    source: str | None
+    metadata: dict[str, Any]
+    owner_id: int | None
+    passages: int
+    updated_at: datetime
 
 
-async def _load_with_progress(paths: Sequence[Path]) -> None:
-    from rich.console import Console  # the terminal's library, which no function needs
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class DocumentPage(Wire):
+    """Some of the documents, by id; `next` is None on the last page."""
 
-    entries = read(paths)
-    clients = Clients.open(settings.load())
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("Knowledge", total=len(entries))
-        new = await load(clients, entries, lambda size: progress.advance(task, size))
-    await clients.http.aclose()
-    console.print(f"Knowledge: {len(entries)} passages, {new} new.")
+    documents: list[StoredDocument]
+    next: str | None
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m shared.knowledge", description="Load passages into Supabase.")
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("load", help="embed and insert the passages that aren't there yet")
-    command.add_argument("paths", nargs="+", type=Path, help="JSON Lines files, or folders of them")
-    arguments = parser.parse_args()
+async def put(
+    db: AsyncPostgrestClient, embedder: Embedder, given: Iterable[object], deadline: Deadline
+) -> list[Outcome]:
+    """Make the knowledge hold these documents, given as JSON, as they are now; an outcome each, in their order.
+
+    Passages whose text is stored already keep their vectors. Each document is written whole or not at all. What is
+    wrong with one fails that one only, and so does the deadline; the same again goes on from there. `db` acts for
+    an admin or the gateway.
+    Raises `InvalidRequest` for two documents of one id, `DatabaseUnavailable` if it is away from the start.
+    """
+    prepared = [_prepare(document) for document in given]
+    _refuse_repeated(entry.id for entry in prepared)
+    ready = [entry for entry in prepared if isinstance(entry, Prepared)]
+    missing = await _missing(db, embedder.model, sorted({hash for entry in ready for hash in entry.passages}))
+    upload = Upload(db, embedder, deadline, missing)
+    for group in _groups(ready, missing):
+        await upload.put(group)
+    return [upload.outcomes[entry.id] if isinstance(entry, Prepared) else entry for entry in prepared]
+
+
+async def list_documents(db: AsyncPostgrestClient, limit: int, after: str | None) -> DocumentPage:
+    """The documents by id, those after the one named."""
+    rows = await database.call(db, "list_documents", {"page_size": limit + 1, "after_id": after})
+    documents = [StoredDocument(**row) for row in rows[:limit]]
+    return DocumentPage(documents=documents, next=documents[-1].id if len(rows) > limit else None)
+
+
+async def delete(db: AsyncPostgrestClient, document_id: str) -> None:
+    """Delete a document with its passages. Raises `NotFound` where there is none."""
+    if "\x00" in document_id or not await database.run(
+        db.from_("documents").delete().eq("id", document_id).select("id").execute()
+    ):
+        raise NotFound("There is no such document.")
+
+
+@dataclass(slots=True)
+class Upload:
+    """Documents on their way in: the hashes whose vectors are `missing` or `new`, and what became of each so far.
+
+    What has `stopped` it stands for all that is still to come: the deadline, the database, a wrong setting, or
+    an embedding provider that failed several documents in a row.
+    """
+
+    db: AsyncPostgrestClient
+    embedder: Embedder
+    deadline: Deadline
+    missing: set[str]
+    new: set[str] = field(default_factory=set)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    failures: int = 0
+    stopped: GatewayError | None = None
+
+    async def put(self, group: Sequence[Prepared]) -> None:
+        """Embed what the group's documents lack, and write them; where that fails, see which of them it is."""
+        try:
+            self._check()
+            outcomes = await self._write(group, await self._vectors(group))
+            self.failures = 0
+        except GatewayError as error:
+            if len(group) > 1 and isinstance(error, OF_ONE):
+                for entry in group:
+                    await self.put([entry])
+                return
+            self._count(error)
+            outcomes = [_failed(entry.id, error) for entry in group]
+        self.outcomes |= {entry.id: outcome for entry, outcome in zip(group, outcomes, strict=True)}
+
+    async def _vectors(self, group: Sequence[Prepared]) -> dict[str, str]:
+        """The missing vectors by hash, written out; those too many for the call that writes are staged before it."""
+        texts = {hash: chunk.text for entry in group for hash, chunk in entry.passages.items() if hash in self.missing}
+        vectors: dict[str, str] = {}
+        for hashes in _cut(list(texts), VECTORS_A_CALL):
+            if vectors:
+                arguments = {"vectors": vectors, "model": self.embedder.model}
+                await database.call(self.db, "stage_embeddings", arguments, self._write_seconds())
+                self.missing -= vectors.keys()
+            vectors = await self._embed({hash: texts[hash] for hash in hashes})
+        return vectors
+
+    async def _embed(self, texts: Mapping[str, str]) -> dict[str, str]:
+        try:
+            async with self.deadline.enforced():
+                vectors = await embeddings.embed(self.embedder, list(texts.values()), "passage")
+        except DeadlineExceeded as error:
+            raise _too_late() from error
+        self.new |= texts.keys()
+        return {hash: written(vector) for hash, vector in zip(texts, vectors, strict=True)}
+
+    async def _write(self, group: Sequence[Prepared], vectors: Mapping[str, str]) -> list[Outcome]:
+        arguments = {"documents": [_row(entry, vectors) for entry in group], "model": self.embedder.model}
+        results = await database.call(self.db, "put_documents", arguments, self._write_seconds())
+        self.missing -= vectors.keys()
+        return [self._outcome(entry, result) for entry, result in zip(group, results, strict=True)]
+
+    def _outcome(self, entry: Prepared, result: Mapping[str, Any]) -> Outcome:
+        if result["outcome"] == "failed":
+            return _failed(entry.id, _refusal(result["error"]))
+        new = self.new & entry.passages.keys()
+        self.new -= new
+        return Outcome(id=entry.id, outcome=result["outcome"], passages=result["passages"], embedded=len(new))
+
+    def _write_seconds(self) -> float:
+        return min(WRITE_SECONDS, max(0.0, self.deadline.remaining()) + LAST_WRITE_SECONDS)
+
+    def _check(self) -> None:
+        if self.stopped:
+            raise self.stopped
+        if self.deadline.remaining() <= 0:
+            raise _too_late()
+
+    def _count(self, error: GatewayError) -> None:
+        self.failures += isinstance(error, EmbeddingUnavailable)
+        if self.failures >= FAILURES or not isinstance(error, OF_ONE):
+            self.stopped = error
+
+
+async def _missing(db: AsyncPostgrestClient, model: str, hashes: Sequence[str]) -> set[str]:
+    missing: set[str] = set()
+    for batch in _cut(hashes, HASHES_A_CALL):
+        missing |= set(await database.call(db, "missing_passages", {"hashes": batch, "model": model}))
+    return missing
+
+
+def _groups(ready: Sequence[Prepared], missing: AbstractSet[str]) -> Iterator[list[Prepared]]:
+    """The documents as they are written together, those that need no vectors first: no provider is in their way.
+
+    By id, so that two uploads of the same documents don't wait for each other's in a circle.
+    """
+    group: list[Prepared] = []
+    room = vectors_room = bytes_room = 0
+    for entry in sorted(ready, key=lambda entry: (not missing.isdisjoint(entry.passages), entry.id)):
+        vectors = sum(hash in missing for hash in entry.passages)
+        size = sum(len(chunk.text.encode()) for chunk in entry.passages.values())
+        begins = bool(vectors) and vectors_room == VECTORS_A_CALL
+        if group and (begins or len(entry.passages) > room or vectors > vectors_room or size > bytes_room):
+            yield group
+            group = []
+        if not group:
+            room, vectors_room, bytes_room = PASSAGES_A_CALL, VECTORS_A_CALL, BYTES_A_CALL
+        group.append(entry)
+        room, vectors_room, bytes_room = room - len(entry.passages), vectors_room - vectors, bytes_room - size
+    if group:
+        yield group
+
+
+def _cut(hashes: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(hashes), size):
+        yield hashes[start : start + size]
+
+
+def _prepare(given: object) -> Prepared | Outcome:
     try:
-        asyncio.run(_load_with_progress(arguments.paths))
+        return documents.prepare(given)
     except GatewayError as error:
-        print(error.message, file=sys.stderr)
-        return 1
-    return 0
+        id = given.get("id") if isinstance(given, dict) else None
+        return _failed(id if isinstance(id, str) and id.isprintable() else None, error)
+
+
+def _refuse_repeated(ids: Iterable[str | None]) -> None:
+    repeated = [id for id, count in Counter(filter(None, ids)).items() if count > 1]
+    if repeated:
+        raise InvalidRequest(f"documents: there are two with the id {repeated[0]}.")
+
+
+def _row(entry: Prepared, vectors: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        **entry.row,
+        "passages": [
+            {"title": chunk.title or None, "content": chunk.content, "content_hash": hash}
+            | ({"embedding": vectors[hash]} if hash in vectors else {})
+            for hash, chunk in entry.passages.items()
+        ],
+    }
+
+
+def _failed(id: str | None, error: GatewayError) -> Outcome:
+    return Outcome(id=id, outcome="failed", error=error.message, code=error.code, retryable=error.retryable)
+
+
+def _refusal(said: str) -> GatewayError:
+    """PostgreSQL's words for a document it doesn't take, as ours."""
+    if "owner_id" in said:
+        return InvalidRequest("ownerId: there is no such user.")
+    if VANISHED in said:
+        return DatabaseUnavailable("The document's passages were changed meanwhile: try again.")
+    return InvalidRequest("The database doesn't take it: a value has the wrong form.")
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The request's time was used up before this document: send it again.")
+
+
+def written(vector: Sequence[float]) -> str:
+    """A vector as PostgreSQL reads it: a column of float4 keeps 8 digits, where JSON would take 20."""
+    return f"[{','.join(f'{number:.8g}' for number in vector)}]"
 
 
 if __name__ == "__main__":
+    from shared.knowledge_command import main  # the terminal's part, which no function needs
+
     sys.exit(main())

@@ -1,13 +1,14 @@
 """What the model is told: pure functions from a question and its context to messages."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from shared import grounding
 from shared.errors import InvalidRequest
 from shared.providers.openai_compatible import Message
 from shared.retrieval import Passage
@@ -16,6 +17,10 @@ PROMPTS = Path(__file__).parent / "prompts"
 NOTHING_FOUND = (
     "I found nothing about that in the knowledge base. I can answer questions about TON, tokens, swaps and your own "
     "swap history."
+)
+NOTHING_KNOWN = (
+    "I found nothing about that in the token knowledge. Ask with a token's name, symbol or address, or with fewer "
+    "filters."
 )
 Item = TypeVar("Item")
 BYTES_PER_TOKEN = 3.5  # a cautious mean over English prose and code; other scripts have more bytes and more tokens
@@ -120,6 +125,37 @@ def build(
     )
 
 
+def build_cited(question: str, passages: Sequence[Passage], budget_tokens: int) -> Prompt:
+    """The prompt `prompts/ai_with_rag.md`, its passages numbered from 1 as they stand in the result's `passages`.
+
+    A passage is one line, whatever it holds, so that none can pass for another or for two. Raises
+    `InvalidRequest` for a question that leaves no room for any passage.
+    """
+    system = _system("ai_with_rag")
+    room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
+    kept, _ = _fitting(passages, room, line)
+    if passages and not kept:
+        raise InvalidRequest("query: too long, it leaves no room for what is known about it. Ask something shorter.")
+    context = _section("Passages", [f"[{number}] {line(passage)}" for number, passage in enumerate(kept, start=1)])
+    asked = f"User question: {_plain(question)}\n\nAnswer in one to three sentences, with the passages' numbers:"
+    return Prompt(
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": f"{context}\n\n{asked}"}],
+        passages=kept,
+        grounded=bool(kept),
+    )
+
+
+def line(passage: Passage) -> str:
+    """A passage as one line of data, with what is known of it beside its text."""
+    facts = {
+        "token": passage.token_symbol,
+        "address": passage.token_address,
+        "source": passage.source,
+    }
+    known = ", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
+    return grounding.defused(_plain(grounding.visible(f"{passage} ({known})" if known else str(passage))))
+
+
 def concerns_swaps(question: str) -> bool:
     """Whether the user asks about his own trades, by words; in other languages the passages decide alone."""
     return bool((OWN.search(question) and TRADES.search(question)) or HISTORY.search(question))
@@ -130,10 +166,10 @@ def count_tokens(text: str) -> int:
     return int(len(text.encode()) / BYTES_PER_TOKEN) + 1
 
 
-def _fitting(items: Iterable[Item], room: int) -> tuple[list[Item], int]:
+def _fitting(items: Iterable[Item], room: int, told: Callable[[Item], str] = str) -> tuple[list[Item], int]:
     kept: list[Item] = []
     for item in items:
-        cost = count_tokens(str(item)) + 1
+        cost = count_tokens(told(item)) + 1
         if cost <= room:
             kept.append(item)
             room -= cost

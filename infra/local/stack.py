@@ -153,7 +153,7 @@ class Stack:
     def _independent(self) -> Iterator[Part]:
         if "MODEL_BASE_URL" not in self._base:
             yield parts.chat_model(self.ports["chat"], *parts.chat_weights(self._base))
-        if "EMBEDDING_BASE_URL" not in self._base:
+        if parts.embeds_here(self._base):
             yield parts.embedding_model(self.ports["embeddings"])
         yield parts.aws(self.ports["aws"], self.environment)
 

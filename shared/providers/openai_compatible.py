@@ -1,13 +1,16 @@
-"""Chat completions on the OpenAI wire shape: OpenAI itself, Together, Groq, vLLM, llama.cpp, Ollama and others."""
+"""Chat and embeddings on the OpenAI wire shape: OpenAI itself, Together, Groq, vLLM, llama.cpp, Ollama and others."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, TypedDict
 
 import httpx
 import openai
 from openai import AsyncOpenAI
 from openai.types.completion_usage import CompletionUsage
+from pydantic import SecretStr
 
 from shared.errors import DeadlineExceeded, GatewayError, ModelUnavailable
 
@@ -31,6 +34,11 @@ class Usage:
     estimated: bool = False
 
 
+def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
+    """A client of one server; when to ask again is ours to say, not the SDK's."""
+    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)
+
+
 async def generate(
     client: AsyncOpenAI, model: str, messages: Sequence[Message], max_tokens: int, timeout_seconds: float
 ) -> tuple[str, bool, Usage | None]:
@@ -40,7 +48,7 @@ async def generate(
         if not answer.choices:
             raise ModelUnavailable("The model gave no answer: try again.")
         choice = answer.choices[0]
-        return _clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage)
+        return clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage)
     except (openai.OpenAIError, *GARBAGE) as error:
         raise _ours(error) from error
 
@@ -59,7 +67,7 @@ async def stream(
             **request, stream=True, stream_options={"include_usage": True}
         ) as chunks:
             async for chunk in chunks:
-                if chunk.choices and (piece := _clean(chunk.choices[0].delta.content)):
+                if chunk.choices and (piece := clean(chunk.choices[0].delta.content)):
                     yield piece
                 finished = finished or bool(chunk.choices and chunk.choices[0].finish_reason)
                 if usage := _usage(chunk.usage):
@@ -68,6 +76,33 @@ async def stream(
         raise _ours(error) from error
     if not finished:
         raise ModelUnavailable("The model broke off in the middle of its answer.")
+
+
+def embedder(
+    http: httpx.AsyncClient, base_url: str, key: SecretStr
+) -> Callable[[str, Sequence[str], Mapping[str, Any]], Awaitable[list[Any]]]:
+    """`embed` for one server and key."""
+    return partial(embed, connect(http, base_url, key))
+
+
+async def embed(client: AsyncOpenAI, model: str, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
+    """The texts' vectors in their order, as they came: nobody has looked at their numbers.
+
+    Raises the SDK's errors, and those of `GARBAGE`. The body is read past the SDK's own types, into which it
+    takes 6 ms to put a vector of 1536 numbers.
+    """
+    answer = await client.embeddings.with_raw_response.create(
+        model=model, input=list(texts), encoding_format="float", extra_body=dict(options)
+    )
+    entries = sorted(answer.http_response.json()["data"], key=itemgetter("index"))
+    if [entry["index"] for entry in entries] != list(range(len(entries))):
+        raise ValueError("nobody can tell whose vectors these are")
+    return [entry["embedding"] for entry in entries]
+
+
+def clean(text: str | None) -> str:
+    """Without what no database stores and no JSON carries: NUL, and halves of surrogate pairs."""
+    return (text or "").replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _request(model: str, messages: Sequence[Message], max_tokens: int, timeout_seconds: float) -> dict[str, Any]:
@@ -86,11 +121,6 @@ def _usage(reported: CompletionUsage | None) -> Usage | None:
     if not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
         return None
     return Usage(*counts)
-
-
-def _clean(text: str | None) -> str:
-    """Without what no database stores: NUL, and halves of surrogate pairs."""
-    return (text or "").replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _ours(error: Exception) -> GatewayError:

@@ -21,7 +21,7 @@ create table public.conversations (
 
 -- The guide names this column context_used in one place and context_ids in another: one name is kept.
 comment on column public.conversations.context_used is
-  'The passages the answer was given from, best first: [{"id": 1, "similarity": 0.9}].';
+  'The passages the answer was given from, best first: [{"id": 1, "similarity": 0.9, "content_hash": "…"}].';
 comment on column public.conversations.status is
   'complete; partial, when the client went away or the model broke off; failed, when there is no answer.';
 comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1 thumbs up.';

@@ -134,7 +134,14 @@ as $$
           order by used.rank
         )
         from jsonb_array_elements(conversation.context_used) with ordinality as used (passage, rank)
-        inner join public.finance_knowledge as knowledge on knowledge.id = (used.passage ->> 'id')::bigint
+        -- By its text where the row is gone: another embedding model's has it.
+        cross join lateral (
+          select found.id, found.content, found.token_symbol
+          from public.finance_knowledge as found
+          where found.id = (used.passage ->> 'id')::bigint or found.content_hash = used.passage ->> 'content_hash'
+          order by found.id = (used.passage ->> 'id')::bigint desc, found.id
+          limit 1
+        ) as knowledge
       ),
       '[]'
     )

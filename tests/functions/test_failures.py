@@ -94,7 +94,7 @@ def test_keeps_an_answer_whose_text_and_usage_are_odd(
 
 def test_says_in_the_one_shape_that_something_unforeseen_happened(stack: Stack, alice: User) -> None:
     key = uuid.uuid4().hex
-    proxy = Proxy(stack.url, instead={"/rpc/match_finance_knowledge": "[{}]"})
+    proxy = Proxy(stack.url, instead={"/rpc/search_finance_knowledge": "[{}]"})
     with functions_behind(proxy, stack) as origin:
         answer = alice.ask(origin, "What is TON token?", {"Idempotency-Key": key})
 
@@ -228,7 +228,7 @@ def test_returns_an_answer_even_when_the_queue_is_gone_too(
 
 def test_keeps_a_question_whose_client_left_before_the_first_event(stack: Stack, knowledge: None, alice: User) -> None:
     key = uuid.uuid4().hex
-    proxy = Proxy(stack.url, held="/rpc/match_finance_knowledge")
+    proxy = Proxy(stack.url, held="/rpc/search_finance_knowledge")
     with functions_behind(proxy, stack) as origin:
         connection = HTTPConnection(origin.removeprefix("http://"))
         headers = {"Authorization": f"Bearer {alice.token}", "Idempotency-Key": key, "Content-Type": "application/json"}

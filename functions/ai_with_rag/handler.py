@@ -1,0 +1,80 @@
+"""ai-with-rag: anybody's question about tokens, answered with sources; where knowledge is searched and kept."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field, model_validator
+
+from shared import cited_answers, knowledge, quotas, web
+from shared.cited_answers import Ask, Question
+from shared.knowledge import DocumentPage, Outcome
+from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
+from shared.wire import CitedAnswer, Found, Wire
+
+router = APIRouter()
+Page = Annotated[int, Query(ge=1, le=100)]
+Cursor = Annotated[str | None, Query(max_length=1000)]
+PUT_BYTES = 5 * 1024 * 1024  # Lambda takes 6 MB
+
+
+class Documents(Wire):
+    documents: list[Any] = Field(min_length=1, max_length=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def listed(cls, body: Any) -> Any:
+        """A document, or a list of them, is a body too."""
+        is_one = isinstance(body, dict) and "documents" not in body
+        return {"documents": [body] if is_one else body} if is_one or isinstance(body, list) else body
+
+
+@router.post("", response_model=CitedAnswer)
+async def ask(
+    body: Ask, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
+) -> Response | CitedAnswer:
+    """Answer a question from the token knowledge; with `stream` as server-sent events."""
+    trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
+    quota = quotas.of_turns(clients.settings, caller, web.address(request))
+    draft = await cited_answers.prepare(clients, db, quota, body, deadline, trace)
+    if web.wants_stream(request, body.stream):
+        return await web.event_stream(cited_answers.events(clients, draft, deadline, trace))
+    return await cited_answers.whole(clients, draft, deadline, trace)
+
+
+@router.post("/search")
+async def search(
+    body: Question, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
+) -> Found:
+    """The passages that bear on a question; no model is asked."""
+    trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
+    quota = quotas.of_searches(clients.settings, caller, web.address(request))
+    passages = await cited_answers.find(clients, db, quota, body, deadline, trace)
+    return Found(sources=cited_answers.sources(passages), timings=trace.timings)
+
+
+@router.put("/documents")
+async def put_documents(
+    body: Documents, request: Request, response: Response, clients: ClientsOf, db: AdminsDatabaseOf
+) -> dict[str, list[Outcome]]:
+    """Create or update documents, each as a whole; 207 when any failed."""
+    deadline = web.deadline(request, clients.settings.request_timeout_seconds)
+    outcomes = await knowledge.put(db, clients.embedder, body.documents, deadline)
+    response.status_code = 207 if any(outcome.outcome == "failed" for outcome in outcomes) else 200
+    return {"documents": outcomes}
+
+
+@router.get("/documents")
+async def list_documents(db: AdminsDatabaseOf, limit: Page = 20, after: Cursor = None) -> DocumentPage:
+    """The documents by id; `next` is the `after` of the next page."""
+    return await knowledge.list_documents(db, limit, after)
+
+
+@router.delete("/documents/{document_id:path}")
+async def delete_document(document_id: str, db: AdminsDatabaseOf) -> dict[str, str]:
+    """Delete a document and its passages."""
+    await knowledge.delete(db, document_id)
+    return {"id": document_id}
+
+
+app = web.create_app("ai-with-rag", router, larger_bodies={"PUT": PUT_BYTES})
+handler: Any = web.create_handler(app)

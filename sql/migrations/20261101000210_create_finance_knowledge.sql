@@ -1,0 +1,307 @@
+-- What the assistant knows: passages with their embeddings and their words.
+
+create extension if not exists vector with schema extensions;
+
+-- An older guide put pgvector into public. The names below would not be found; moving it is one command.
+do $$
+begin
+  if to_regtype('extensions.vector') is null then
+    raise exception 'pgvector is installed outside the schema extensions'
+      using hint = 'Run: alter extension vector set schema extensions';
+  end if;
+end
+$$;
+
+-- Which model's rows are meant by a caller who names none, as the guide's own calls do. One row at most.
+create table private.knowledge_base (
+  is_only boolean primary key default true check (is_only),
+  embedding_model text not null
+);
+
+alter table private.knowledge_base enable row level security;
+
+create policy "everybody can read which model is meant"
+on private.knowledge_base for select to anon, authenticated
+using (true);
+
+create policy "admins can set which model is meant"
+on private.knowledge_base for insert to authenticated
+with check ((select private.is_admin()));
+
+create policy "admins can change which model is meant"
+on private.knowledge_base for update to authenticated
+using ((select private.is_admin()))
+with check ((select private.is_admin()));
+
+revoke all on private.knowledge_base from anon, authenticated;
+grant select on private.knowledge_base to anon;
+grant select, insert, update on private.knowledge_base to authenticated;
+grant all on private.knowledge_base to service_role;
+
+-- The guide's own model where nothing was loaded yet.
+create function private.current_embedding_model()
+returns text
+language sql
+stable
+set search_path = ''
+as $$
+  select coalesce((select embedding_model from private.knowledge_base), 'text-embedding-ada-002')
+$$;
+
+revoke all on function private.current_embedding_model() from public;
+grant execute on function private.current_embedding_model() to anon, authenticated, service_role;
+grant execute on function private.current_user_id() to anon;
+grant usage on schema private to anon;
+
+-- One spelling for all that name one account: a TON account by its workchain and hash (EQ…, UQ… and 0:… are
+-- forms of it, TEP-2), everything else in small letters.
+create function private.account(address text)
+returns text
+language sql
+immutable
+parallel safe
+strict
+set search_path = ''
+as $$
+  select case
+    when address ~ '^[EUk0]Q[A-Za-z0-9_+/-]{46}$' then (
+      select case get_byte(bytes, 1) when 255 then '-1:' else get_byte(bytes, 1) || ':' end
+        || encode(substring(bytes from 3 for 32), 'hex')
+      from (select decode(translate(address, '-_', '+/'), 'base64') as bytes) as decoded
+    )
+    else lower(address)
+  end
+$$;
+
+-- What a text names exactly, and stemming would blur: tickers as $TON (written $ton, TON, or stTON), accounts,
+-- hashes and denominations whole. None is longer than 256 characters: a word of a tsvector holds 2,046 bytes.
+create function private.identifiers(passage text)
+returns text[]
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select coalesce(array_agg(distinct identifier), '{}')
+  from (
+    select '$' || upper(ticker[1]) as identifier
+    from regexp_matches(passage, '\$([A-Za-z][A-Za-z0-9]{0,11})(?![A-Za-z0-9])', 'g') as ticker
+    union all
+    select '$' || upper(ticker[1])
+    from regexp_matches(passage, '(?<![\w$.-])([a-z]{0,4}[A-Z][A-Z0-9]{1,11})(?![\w-])', 'g') as ticker
+    union all
+    select lower(named[1])
+    from regexp_matches(passage, '(?<![\w-])([\w-]*\d[\w-]*|[EUk0]Q[\w-]{46})(?![\w-])', 'g') as named
+    where length(named[1]) between 20 and 256
+    union all
+    select private.account(named[1])
+    from regexp_matches(passage, '(?<![\w+-])([EUk0]Q[\w/+-]{46}|-?\d:[0-9a-fA-F]{64})(?![\w/+-])', 'g') as named
+    union all
+    select lower(named[1])
+    from regexp_matches(passage, '(?<![\w/])((?:ibc|factory)/[\w/.-]*\w)', 'g') as named
+    where length(named[1]) <= 256
+  ) as found
+$$;
+
+-- The text without what is an identifier: the parser would cut addresses into words of their own.
+create function private.prose(passage text)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select regexp_replace(coalesce(passage, ''), '[\w/+:-]{20,}', ' ', 'g')
+$$;
+
+-- The words of a passage: stems of its title and text, with the identifiers beside them as they are.
+create function private.words(title text, content text, token_symbol text, token_address text)
+returns tsvector
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select to_tsvector('pg_catalog.english', private.prose(concat_ws(E'\n', title, content)))
+    || array_to_tsvector(private.identifiers(concat_ws(' ', title, content, token_address, '$' || token_symbol)))
+$$;
+
+grant execute on function
+private.account(text), private.identifiers(text), private.prose(text), private.words(text, text, text, text)
+to anon, authenticated, service_role;
+
+create table public.finance_knowledge (
+  id bigint generated by default as identity primary key,
+  content text not null check (content <> ''),
+  embedding extensions.vector(1536) not null,
+  embedding_model text not null default private.current_embedding_model(),
+  content_hash text not null,
+  title text,
+  category text check (length(category) <= 255),
+  token_symbol text,
+  token_address text,
+  source text,
+  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+  owner_id bigint references public.users (user_id) on delete cascade,
+  document_id text references public.documents (id) on delete cascade,
+  position integer,
+  created_at timestamptz not null default now(),
+  -- Kept beside the columns they come from, because row level security lets no function but a leakproof one
+  -- near an index, and upper() is none.
+  symbol_key text generated always as (upper(ltrim(token_symbol, '$'))) stored,
+  address_key text generated always as (left(private.account(token_address), 255)) stored,
+  words tsvector generated always as (private.words(title, content, token_symbol, token_address)) stored,
+  unique (document_id, content_hash, embedding_model)
+);
+
+comment on column public.finance_knowledge.embedding is
+  'Zero-padded to 1536 where the model has fewer dimensions, which leaves the cosine as it is.';
+comment on column public.finance_knowledge.embedding_model is
+  'The model that made the embedding; a query is compared with rows of its own model only.';
+comment on column public.finance_knowledge.content_hash is 'SHA-256, in hex, of the text that was embedded.';
+comment on column public.finance_knowledge.title is
+  'The path of titles above it, "Document > Heading"; embedded with it.';
+comment on column public.finance_knowledge.owner_id is
+  'The users.user_id that alone may see it; null: everybody may.';
+
+-- HNSW, not ivfflat: an ivfflat index built on an empty table has useless centroids. Over the first 1024 numbers in
+-- half precision, of which a page holds three, where it holds one vector of 1536 in full; the search orders what it
+-- finds by the full ones. Small models have no more numbers, OpenAI's are made to be cut (Matryoshka), and of others
+-- two thirds still tell who the nearest hundred are. Denser than pgvector's default (m = 16, ef_construction = 64),
+-- with which seven of the ten nearest were found among 100,000 passages in groups; the size is the same up to 40.
+create index finance_knowledge_embedding_idx on public.finance_knowledge
+using hnsw ((extensions.subvector(embedding, 1, 1024)::extensions.halfvec(1024)) extensions.halfvec_cosine_ops)
+with (m = 40, ef_construction = 200);
+
+create index finance_knowledge_words_idx on public.finance_knowledge using gin (words);
+create index finance_knowledge_content_hash_idx on public.finance_knowledge (content_hash, embedding_model);
+create index finance_knowledge_embedding_model_idx on public.finance_knowledge (embedding_model, id);
+create index finance_knowledge_symbol_key_idx on public.finance_knowledge (symbol_key);
+create index finance_knowledge_address_key_idx on public.finance_knowledge (address_key);
+create index finance_knowledge_category_idx on public.finance_knowledge (category);
+create index finance_knowledge_owner_id_idx on public.finance_knowledge (owner_id);
+
+-- A row that comes without a hash, as the guide's own inserts do, is given one; so is a text changed without it.
+create function private.complete_passage()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if tg_op = 'UPDATE' and (new.title, new.content) is not distinct from (old.title, old.content) then
+    return new;
+  end if;
+
+  if new.content_hash is null or tg_op = 'UPDATE' and new.content_hash = old.content_hash then
+    new.content_hash := encode(sha256(convert_to(concat_ws(E'\n', new.title, new.content), 'UTF8')), 'hex');
+  end if;
+
+  return new;
+end
+$$;
+
+revoke all on function private.complete_passage() from public, anon, authenticated;
+
+create trigger complete_passage before insert or update on public.finance_knowledge
+for each row execute function private.complete_passage();
+
+-- What a document says of itself its passages say too, most of all whose it is, whoever changes it and how.
+create function private.tell_passages()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update public.finance_knowledge
+  set
+    category = new.category,
+    token_symbol = new.token_symbol,
+    token_address = new.token_address,
+    source = new.source,
+    metadata = new.metadata,
+    owner_id = new.owner_id
+  where document_id = new.id;
+  return null;
+end
+$$;
+
+create trigger tell_passages after update on public.documents
+for each row when (
+  (old.category, old.token_symbol, old.token_address, old.source, old.metadata, old.owner_id)
+  is distinct from (new.category, new.token_symbol, new.token_address, new.source, new.metadata, new.owner_id)
+)
+execute function private.tell_passages();
+
+-- A passage of the model in use that changes or goes takes its like of other models along, or a deleted text would
+-- be back, or another's be public, once that model is in use. re-embed makes them anew from what is there then.
+create function private.forget_twins()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  current_model constant text := private.current_embedding_model();
+begin
+  if not exists (select 1 from old_rows where embedding_model = current_model) then
+    return null;  -- its own delete calls it again
+  end if;
+
+  delete from public.finance_knowledge as twin
+  using old_rows as gone
+  where gone.embedding_model = current_model
+    and twin.embedding_model <> current_model
+    and twin.content_hash = gone.content_hash
+    and (twin.document_id, twin.owner_id, twin.token_symbol, twin.token_address)
+    is not distinct from (gone.document_id, gone.owner_id, gone.token_symbol, gone.token_address)
+    and not exists (
+      select 1 from public.finance_knowledge as like_it
+      where like_it.content_hash = twin.content_hash
+        and like_it.embedding_model = current_model
+        and (like_it.document_id, like_it.owner_id, like_it.token_symbol, like_it.token_address)
+        is not distinct from (twin.document_id, twin.owner_id, twin.token_symbol, twin.token_address)
+    );
+  return null;
+end
+$$;
+
+revoke all on function private.tell_passages(), private.forget_twins() from public, anon, authenticated;
+
+create trigger forget_changed_twins after update on public.finance_knowledge
+referencing old table as old_rows
+for each statement execute function private.forget_twins();
+
+create trigger forget_gone_twins after delete on public.finance_knowledge
+referencing old table as old_rows
+for each statement execute function private.forget_twins();
+
+alter table public.finance_knowledge enable row level security;
+
+create policy "everybody can read public knowledge"
+on public.finance_knowledge for select to anon, authenticated
+using (owner_id is null);
+
+create policy "users can read their own knowledge"
+on public.finance_knowledge for select to authenticated
+using (owner_id = (select private.current_user_id()));
+
+create policy "admins can read all knowledge"
+on public.finance_knowledge for select to authenticated
+using ((select private.is_admin()));
+
+create policy "admins can add knowledge"
+on public.finance_knowledge for insert to authenticated
+with check ((select private.is_admin()));
+
+create policy "admins can change knowledge"
+on public.finance_knowledge for update to authenticated
+using ((select private.is_admin()))
+with check ((select private.is_admin()));
+
+create policy "admins can delete knowledge"
+on public.finance_knowledge for delete to authenticated
+using ((select private.is_admin()));
+
+revoke all on public.finance_knowledge from anon, authenticated;
+grant select on public.finance_knowledge to anon;
+grant select, insert, update, delete on public.finance_knowledge to authenticated;
+grant all on public.finance_knowledge to service_role;
