@@ -17,9 +17,17 @@ $$;
 -- What a question asks for in words, each with its weight: the inverse document frequency of BM25 (Robertson and
 -- Zaragoza 2009). A word that no passage has stands for the known ones most like it in spelling, and the
 -- beginning of an account or a hash for those that begin so. `passages` is how many have it, 0 for none; `share`
--- is the weight as far as it counts among what the question asks.
+-- is the weight as far as it counts among what the question asks; `worth`, from 0 to 1, is how much it tells about a
+-- passage to have it, 1 where one passage alone has.
 create function private.query_terms(question text)
-returns table (term tsquery, weight double precision, share double precision, passages bigint, is_exact boolean)
+returns table (
+  term tsquery,
+  weight double precision,
+  share double precision,
+  worth double precision,
+  passages bigint,
+  is_exact boolean
+)
 language plpgsql  -- whose plans a session keeps, where a function in SQL is planned at every call
 stable
 set search_path = ''
@@ -114,7 +122,8 @@ begin
   weighed as (
     select
       meant.*,
-      meant.likeness * ln(1 + (corpus.passages - meant.passages + 0.5) / (meant.passages + 0.5)) as weight
+      meant.likeness * ln(1 + (corpus.passages - meant.passages + 0.5) / (meant.passages + 0.5)) as weight,
+      ln(1 + (corpus.passages - 0.5) / 1.5) as highest
     from meant
     cross join (
       select coalesce(max(lexemes.passages), 0) as passages from private.lexemes where lexemes.lexeme = ''
@@ -125,6 +134,7 @@ begin
     private.term(weighed.lexeme, case when weighed.passages = 0 and weighed.is_exact then ':*' else '' end),
     max(weighed.weight),
     max(weighed.weight * weighed.part),
+    sqrt(max(least(1, weighed.weight / nullif(weighed.highest, 0)))),
     max(weighed.passages),
     bool_or(weighed.is_exact)
   from weighed
@@ -134,7 +144,8 @@ $$;
 
 -- The passages that have the question's words, best first. `score` sums, over the words, their weight times the
 -- saturated frequency that ts_rank gives; `coverage` is the share of the question's weight that the passage has,
--- and `is_exact` tells that it names an account the question names.
+-- and `is_exact` tells that it names an account the question names; `worth` and `name_worth` are those of the rarest
+-- word, and of the rarest name, that it has.
 -- Security definer, because row level security would keep @@, which is not leakproof, from the index, and every
 -- search would read the whole table. So it looks at public rows and the caller's own, and gives ids alone: the
 -- rows are read by the caller, past his policies.
@@ -146,7 +157,14 @@ create function private.match_words(
   category text,
   match_count integer
 )
-returns table (id bigint, score double precision, coverage double precision, is_exact boolean)
+returns table (
+  id bigint,
+  score double precision,
+  coverage double precision,
+  is_exact boolean,
+  worth double precision,
+  name_worth double precision
+)
 language plpgsql
 stable
 security definer
@@ -160,6 +178,7 @@ declare
   terms tsquery [];
   weights double precision [];
   shares double precision [];
+  worths double precision [];
   exact boolean [];
   wanted tsquery;
 begin
@@ -169,11 +188,12 @@ begin
     array_agg(asked.term order by asked.term_rank),
     array_agg(asked.weight order by asked.term_rank),
     array_agg(asked.share order by asked.term_rank),
+    array_agg(asked.worth order by asked.term_rank),
     array_agg(asked.is_exact order by asked.term_rank),
     string_agg(asked.term::text, ' | ') filter (
       where asked.passages_so_far <= case asked.term_rank when 1 then 5000 else 2000 end
     )::tsquery
-  into terms, weights, shares, exact, wanted
+  into terms, weights, shares, worths, exact, wanted
   from (
     select
       query_terms.*,
@@ -184,15 +204,17 @@ begin
   ) as asked;
 
   return query
-  select found.id, found.score, found.coverage, found.is_exact
+  select found.*
   from (
     select
       knowledge.id,
       sum(asked.weight * frequency.saturated) as score,
       coalesce(sum(asked.share) filter (where frequency.saturated > 0) / nullif(sum(asked.share), 0), 0) as coverage,
-      bool_or(asked.is_exact and frequency.saturated > 0) as is_exact
+      bool_or(asked.is_exact and frequency.saturated > 0) as is_exact,
+      coalesce(max(asked.worth) filter (where frequency.saturated > 0), 0) as worth,
+      coalesce(max(asked.worth) filter (where frequency.saturated > 0 and asked.is_exact), 0) as name_worth
     from public.finance_knowledge as knowledge
-    cross join unnest(terms, weights, shares, exact) as asked (term, weight, share, is_exact)
+    cross join unnest(terms, weights, shares, worths, exact) as asked (term, weight, share, worth, is_exact)
     cross join lateral (
       select ts_rank('{1, 1, 1, 1}', knowledge.words, asked.term) as saturated
       offset 0  -- or it would be computed for each use
@@ -217,8 +239,9 @@ to anon, authenticated, service_role;
 
 -- Three lists of the passages that bear on a question, fused by reciprocal rank (Cormack, Clarke and Büttcher 2009):
 -- the nearest by meaning, the best by words, and those that name a token or an account it names. `score` is 1 for
--- a passage that leads them all; without words there is the first list alone. The constant is smaller than the
--- paper's 60, which is for lists of a thousand: measured best, by little, from 1 to 60.
+-- a passage that leads them all; without words there is the first list alone. In the other lists a passage counts as
+-- much as the rarest of its words is worth: all of a knowledge base about TON says TON, and nothing follows from it.
+-- The constant is smaller than the paper's 60, which is for lists of a thousand: measured best, by little, from 1 on.
 -- The order is by the raw operator, or the index would not be used, and then by the full numbers; the iterative
 -- scan keeps filtered rows coming, as far as is needed where what passes the filter is not what is near. Each call is
 -- planned with its own filters, so that a rare one goes by its index, and with what a distance between 1536 numbers
@@ -288,13 +311,14 @@ begin
       nearest.id,
       nearest.distance,
       'meaning' as list,
+      1.0 as worth,
       row_number() over (order by nearest.distance, nearest.id) as place
     from nearest
     union all
-    select worded.id, null, 'words', row_number() over (order by worded.score desc, worded.id)
+    select worded.id, null, 'words', worded.worth, row_number() over (order by worded.score desc, worded.id)
     from worded
     union all
-    select worded.id, null, 'names', row_number() over (order by worded.score desc, worded.id)
+    select worded.id, null, 'names', worded.name_worth, row_number() over (order by worded.score desc, worded.id)
     from worded
     where worded.is_exact
   ),
@@ -303,7 +327,8 @@ begin
     select
       listed.id,
       max(listed.distance) as distance,
-      sum((rank_constant + 1) / (rank_constant + listed.place)) / (select count(distinct list) from listed) as score
+      sum(listed.worth * (rank_constant + 1) / (rank_constant + listed.place))
+      / (select sum(lists.worth) from (select max(worth) as worth from listed group by list) as lists) as score
     from listed
     group by listed.id
   )
