@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +16,8 @@ from shared.auth import Caller
 from shared.clients import Clients
 from shared.conversations import Closing, Status, Turn
 from shared.errors import GatewayError, InvalidRequest
-from shared.models import Deadline
-from shared.providers.openai_compatible import Message, Usage
+from shared.models import Begun, Deadline
+from shared.providers.chat import Message, Usage
 from shared.retrieval import Passage
 from shared.settings import load
 from shared.telemetry import Trace
@@ -93,7 +93,7 @@ async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace
         async with _kept_if_failed(clients, draft.turn, trace):
             with trace.step("model"):
                 reply = await models.generate(clients.route, draft.messages, deadline)
-        text, usage = reply.text, reply.usage
+        text, usage, draft = reply.text, reply.usage, replace(draft, model=reply.model)
     await _close(clients, draft, text, "complete", trace, usage)
     return Answer(response=text, sources=_sources(draft), **_done(draft, usage, trace).model_dump())
 
@@ -113,7 +113,9 @@ async def events(
         with trace.step("model"):
             async with aclosing(_said(clients, draft, deadline)) as parts:
                 async for part in parts:
-                    if isinstance(part, Usage):
+                    if isinstance(part, Begun):
+                        draft = replace(draft, model=part.model)
+                    elif isinstance(part, Usage):
                         usage = part
                     else:
                         said += part
@@ -165,10 +167,10 @@ async def _look_up(
     trace.facts["passages"] = len(prompt.passages)
     if not prompt.grounded:
         return Draft(turn, prompt.passages, prompt.messages, reply=prompting.NOTHING_FOUND)
-    return Draft(turn, prompt.passages, prompt.messages, model=settings.model_name)
+    return Draft(turn, prompt.passages, prompt.messages)
 
 
-async def _said(clients: Clients, draft: Draft, deadline: Deadline) -> AsyncGenerator[str | Usage, None]:
+async def _said(clients: Clients, draft: Draft, deadline: Deadline) -> AsyncGenerator[Begun | str | Usage, None]:
     if draft.reply is not None:
         yield draft.reply
         return

@@ -17,8 +17,8 @@ from shared import embeddings, grounding, models, prompting, quotas, retrieval
 from shared.clients import Clients
 from shared.errors import GatewayError, InvalidRequest, ModelUnavailable
 from shared.grounding import Citations
-from shared.models import Deadline
-from shared.providers.openai_compatible import Message, Usage
+from shared.models import Begun, Deadline
+from shared.providers.chat import Message, Usage
 from shared.quotas import Quota
 from shared.retrieval import Filters, Passage
 from shared.telemetry import Trace
@@ -117,16 +117,16 @@ async def prepare(
 
 async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> CitedAnswer:
     """The whole answer, its citations checked."""
-    citations, usage = Citations(len(draft.passages)), NO_USAGE
+    citations, usage, model = Citations(len(draft.passages)), NO_USAGE, None
     if draft.passages:
         with trace.step("model"):
             reply = await models.generate(clients.route, draft.messages, deadline)
         citations.hear(reply.text)
         citations.rest()
-        usage = reply.usage
+        usage, model = reply.usage, reply.model
         _check_said(citations)
     response = citations.text.strip() if draft.passages else prompting.NOTHING_KNOWN
-    done = _done(clients, draft, citations, usage, trace)
+    done = _done(draft, citations, model, usage, trace)
     return CitedAnswer(response=response, sources=sources(draft.passages), **done.model_dump())
 
 
@@ -137,14 +137,16 @@ async def events(
 
     A client that goes away closes this generator, and with it the connection to the model.
     """
-    citations, usage = Citations(len(draft.passages)), NO_USAGE
+    citations, usage, model = Citations(len(draft.passages)), NO_USAGE, None
     trace.facts["code"] = "client_gone"
     try:
         yield "sources", TokenSources(sources=sources(draft.passages))
         with trace.step("model"):
             async with aclosing(_said(clients, draft, citations, deadline)) as parts:
                 async for part in parts:
-                    if isinstance(part, Usage):
+                    if isinstance(part, Begun):
+                        model = part.model
+                    elif isinstance(part, Usage):
                         usage = part
                     else:
                         yield "token", Token(token=part)
@@ -154,7 +156,7 @@ async def events(
         yield "error", Failure(**failure.body(trace.request_id))
     else:
         del trace.facts["code"]
-        yield "done", _done(clients, draft, citations, usage, trace)
+        yield "done", _done(draft, citations, model, usage, trace)
 
 
 def sources(passages: Sequence[Passage]) -> list[TokenSource]:
@@ -185,14 +187,14 @@ async def _embed(clients: Clients, text: str, trace: Trace) -> list[float]:
 
 async def _said(
     clients: Clients, draft: Draft, citations: Citations, deadline: Deadline
-) -> AsyncGenerator[str | Usage, None]:
+) -> AsyncGenerator[Begun | str | Usage, None]:
     """The answer's pieces once their citations are settled, and its usage."""
     if not draft.passages:
         yield prompting.NOTHING_KNOWN
         return
     async with aclosing(models.stream(clients.route, draft.messages, deadline)) as parts:
         async for part in parts:
-            said = part if isinstance(part, Usage) else citations.hear(part)
+            said = citations.hear(part) if isinstance(part, str) else part
             if said:
                 yield said
     if rest := citations.rest():
@@ -205,8 +207,7 @@ def _check_said(citations: Citations) -> None:
         raise ModelUnavailable(EMPTY)  # of citations alone, of passages that don't exist
 
 
-def _done(clients: Clients, draft: Draft, citations: Citations, usage: Usage, trace: Trace) -> CitedDone:
-    model = clients.settings.model_name if draft.passages else None
+def _done(draft: Draft, citations: Citations, model: str | None, usage: Usage, trace: Trace) -> CitedDone:
     trace.facts |= {"model": model, "inputTokens": usage.input_tokens, "outputTokens": usage.output_tokens}
     flags = grounding.unknown(citations.text, _known(draft))
     return CitedDone(

@@ -7,7 +7,6 @@ import httpx
 from shared.auth import Verifier
 from shared.embeddings import Embedder
 from shared.models import Route
-from shared.providers import openai_compatible
 from shared.settings import Settings
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
@@ -27,11 +26,10 @@ class Clients:
     @classmethod
     def open(cls, settings: Settings) -> "Clients":
         http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT)
-        model = openai_compatible.connect(http, settings.model_base_url, settings.model_api_key)
         return cls(
             settings=settings,
             http=http,
             verifier=Verifier(settings, http),
-            route=Route(model, settings.model_name, settings.answer_tokens),
+            route=Route.open(settings, http),
             embedder=Embedder.open(settings, http),
         )

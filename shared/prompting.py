@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from shared import grounding
 from shared.errors import InvalidRequest
-from shared.providers.openai_compatible import Message
+from shared.providers.chat import Message
 from shared.retrieval import Passage
 
 PROMPTS = Path(__file__).parent / "prompts"

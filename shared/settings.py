@@ -1,13 +1,36 @@
 """The environment, typed; read here only, at the first request and not at import."""
 
 import os
+import re
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, Json, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    Field,
+    Json,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import Misconfigured
+
+
+class Provider(BaseModel):
+    """A server of models: its address, without the path of a call, and its wire."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+    wire: Literal["openai", "replicate", "runpod"] = "openai"
+
+
+def _needed_without_a_chain(value: str | None, info: ValidationInfo) -> str | None:
+    if value is None and not info.data.get("model_chain"):
+        raise ValueError("missing")
+    return value
 
 
 class Settings(BaseSettings):
@@ -28,9 +51,14 @@ class Settings(BaseSettings):
     supabase_jwks_url: str = Field(default_factory=lambda data: f"{data['supabase_url']}/auth/v1/.well-known/jwks.json")
     supabase_jwt_issuer: str = Field(default_factory=lambda data: f"{data['supabase_url']}/auth/v1")
 
-    # Any OpenAI-compatible server.
-    model_base_url: str = Field(pattern=r"^https?://")
-    model_name: str
+    # The models in the order they are asked, as "provider:model, …"; without it the one at the address, which is any
+    # OpenAI-compatible server's.
+    model_chain: str | None = None
+    model_providers: Json[dict[str, Provider]] | None = None
+    model_base_url: Annotated[str | None, Field(pattern=r"^https?://"), AfterValidator(_needed_without_a_chain)] = (
+        Field(None, validate_default=True)
+    )
+    model_name: Annotated[str | None, AfterValidator(_needed_without_a_chain)] = Field(None, validate_default=True)
     model_api_key: SecretStr = SecretStr("none")
     # "provider:model", or a model of the OpenAI-compatible server at the address; threshold and dimensions are
     # the model's own unless they are set.
@@ -46,6 +74,7 @@ class Settings(BaseSettings):
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)
     answer_tokens: int = Field(500, ge=1)
+    stall_seconds: float = Field(20, gt=0)
     turns_per_minute: int = Field(20, ge=1)
     anonymous_turns_per_minute: int = Field(5, ge=1)
     searches_per_minute: int = Field(60, ge=1)
@@ -62,6 +91,14 @@ def load() -> Settings:
         problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         names = sorted({str(problem["loc"][0]).upper() for problem in problems})
         raise Misconfigured(f"Missing or malformed settings: {', '.join(names)}.") from None
+
+
+def provider_key(provider: str) -> SecretStr:
+    """The key of a provider of models. Raises `Misconfigured`, naming the setting."""
+    name = f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
+    if not os.environ.get(name):
+        raise Misconfigured(f"Missing settings: {name}, the key for {provider} in MODEL_CHAIN.")
+    return SecretStr(os.environ[name])
 
 
 @cache

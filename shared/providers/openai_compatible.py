@@ -1,10 +1,10 @@
 """Chat and embeddings on the OpenAI wire shape: OpenAI itself, Together, Groq, vLLM, llama.cpp, Ollama and others."""
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import Any
 
 import httpx
 import openai
@@ -12,77 +12,61 @@ from openai import AsyncOpenAI
 from openai.types.completion_usage import CompletionUsage
 from pydantic import SecretStr
 
-from shared.errors import DeadlineExceeded, GatewayError, ModelUnavailable
+from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
 
 # What the SDK raises over an answer that isn't the API's: it doesn't validate what it parses.
 GARBAGE = (AttributeError, LookupError, TypeError, ValueError)
+REFUSED, TOO_MUCH, CONTENT = {401, 402, 403, 404}, {400, 413, 422}, {"content_filter", "content_policy_violation"}
+TOO_LONG = re.compile(r"context|too (?:long|large)|maximum|tokens", re.IGNORECASE)
 
 
-class Message(TypedDict):
-    """One message of a chat completion."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one call; `estimated` where the server didn't report them."""
-
-    input_tokens: int
-    output_tokens: int
-    estimated: bool = False
+def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> Chat:
+    """Chat with one server."""
+    client = _client(http, base_url, key)
+    return Chat(partial(generate, client), partial(stream, client))
 
 
-def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
-    """A client of one server; when to ask again is ours to say, not the SDK's."""
-    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)
-
-
-async def generate(
-    client: AsyncOpenAI, model: str, messages: Sequence[Message], max_tokens: int, timeout_seconds: float
-) -> tuple[str, bool, Usage | None]:
-    """The whole answer, whether `max_tokens` cut it off, and its usage as reported."""
+async def generate(client: AsyncOpenAI, ask: Ask) -> Said:
+    """The whole answer."""
     try:
-        answer = await client.chat.completions.create(**_request(model, messages, max_tokens, timeout_seconds))
+        answer = await client.chat.completions.create(**_request(ask))
         if not answer.choices:
-            raise ModelUnavailable("The model gave no answer: try again.")
+            raise ProviderFailed(Failure.FAILING, "no choices")
         choice = answer.choices[0]
-        return clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage)
+        if choice.finish_reason == "content_filter":
+            raise ProviderFailed(Failure.UNACCEPTABLE, "filtered")
+        return Said(clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage))
     except (openai.OpenAIError, *GARBAGE) as error:
-        raise _ours(error) from error
+        raise _failed(error) from error
 
 
-async def stream(
-    client: AsyncOpenAI, model: str, messages: Sequence[Message], max_tokens: int, timeout_seconds: float
-) -> AsyncGenerator[str | Usage, None]:
+async def stream(client: AsyncOpenAI, ask: Ask) -> AsyncGenerator[str | Usage, None]:
     """The answer's pieces as they come, then its usage where the server reports it.
 
-    A stream that ends without a finish reason was cut off: `ModelUnavailable`.
+    A stream that ends without a finish reason was cut off: it failed.
     """
-    request = _request(model, messages, max_tokens, timeout_seconds)
-    finished = False
+    finish: str | None = None
     try:
         async with await client.chat.completions.create(
-            **request, stream=True, stream_options={"include_usage": True}
+            **_request(ask), stream=True, stream_options={"include_usage": True}
         ) as chunks:
             async for chunk in chunks:
                 if chunk.choices and (piece := clean(chunk.choices[0].delta.content)):
                     yield piece
-                finished = finished or bool(chunk.choices and chunk.choices[0].finish_reason)
+                finish = finish or (chunk.choices[0].finish_reason if chunk.choices else None)
                 if usage := _usage(chunk.usage):
                     yield usage
     except (openai.OpenAIError, httpx.HTTPError, *GARBAGE) as error:  # the SDK leaves errors in mid-stream as they are
-        raise _ours(error) from error
-    if not finished:
-        raise ModelUnavailable("The model broke off in the middle of its answer.")
+        raise _failed(error) from error
+    if not finish or finish == "content_filter":
+        raise ProviderFailed(Failure.UNACCEPTABLE if finish else Failure.FAILING, "broken off")
 
 
 def embedder(
     http: httpx.AsyncClient, base_url: str, key: SecretStr
 ) -> Callable[[str, Sequence[str], Mapping[str, Any]], Awaitable[list[Any]]]:
     """`embed` for one server and key."""
-    return partial(embed, connect(http, base_url, key))
+    return partial(embed, _client(http, base_url, key))
 
 
 async def embed(client: AsyncOpenAI, model: str, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
@@ -105,13 +89,18 @@ def clean(text: str | None) -> str:
     return (text or "").replace("\0", "").encode("utf-8", "replace").decode()
 
 
-def _request(model: str, messages: Sequence[Message], max_tokens: int, timeout_seconds: float) -> dict[str, Any]:
+def _client(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
+    """A client of one server; when to ask again is ours to say, not the SDK's."""
+    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)
+
+
+def _request(ask: Ask) -> dict[str, Any]:
     return {
-        "model": model,
-        "messages": list(messages),
-        "max_tokens": max_tokens,
+        "model": ask.model,
+        "messages": list(ask.messages),
+        "max_tokens": ask.max_tokens,
         "temperature": 0,
-        "timeout": timeout_seconds,
+        "timeout": ask.timeout_seconds,
     }
 
 
@@ -123,7 +112,25 @@ def _usage(reported: CompletionUsage | None) -> Usage | None:
     return Usage(*counts)
 
 
-def _ours(error: Exception) -> GatewayError:
+def _failed(error: Exception) -> ProviderFailed:
     if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
-        return DeadlineExceeded("The model took too long: try again, or ask something shorter.")
-    return ModelUnavailable("The model doesn't answer: try again.")
+        return ProviderFailed(Failure.LATE)
+    if not isinstance(error, openai.APIStatusError):
+        return ProviderFailed(Failure.FAILING, type(error).__name__)
+    status, code = error.status_code, str(error.code)
+    if status in REFUSED or code == "insufficient_quota":  # which is no matter of waiting, though OpenAI says 429
+        return ProviderFailed(Failure.REFUSED, code)
+    if status in TOO_MUCH:
+        is_long = code not in CONTENT and (code == "context_length_exceeded" or TOO_LONG.search(error.response.text))
+        return ProviderFailed(Failure.TOO_LONG if is_long else Failure.UNACCEPTABLE, code)
+    failure = Failure.BUSY if status in (408, 409, 429) else Failure.FAILING
+    return ProviderFailed(failure, code, retry_after(error.response))
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds the server asks to wait; None where it doesn't, or asks in a way nobody can follow."""
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 3600 else None

@@ -1,0 +1,79 @@
+"""What every provider of a chat model is asked, how it answers, and how it fails."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One message of a chat: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call; `estimated` where the server didn't report them."""
+
+    input_tokens: int
+    output_tokens: int
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call: what the model is told, how much it may say, and by when it must have said it."""
+
+    model: str
+    messages: Sequence[Message]
+    max_tokens: int
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A whole answer: `cut_off` where `max_tokens` ended it, its usage where the server reported it."""
+
+    text: str
+    cut_off: bool
+    usage: Usage | None
+
+
+class Failure(Enum):
+    """Why a call failed, which says what to do next.
+
+    REFUSED: the key, the account or the model's name isn't accepted; another provider may. BUSY: too many calls;
+    the same again later. FAILING: the provider's own error, or none could be reached, or its answer can't be read.
+    LATE: no answer within the call's time. EMPTY: an answer without a word. TOO_LONG: more than the model's context
+    holds. UNACCEPTABLE: its content policy, or a request it won't take.
+    """
+
+    REFUSED = "refused"
+    BUSY = "busy"
+    FAILING = "failing"
+    LATE = "late"
+    EMPTY = "empty"
+    TOO_LONG = "too_long"
+    UNACCEPTABLE = "unacceptable"
+
+
+class ProviderFailed(Exception):
+    """A call that failed; its words are the provider's and stay inside."""
+
+    def __init__(self, failure: Failure, message: str = "", retry_after_seconds: float | None = None):
+        super().__init__(message)
+        self.failure = failure
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A provider with its address and key: the one answers whole, the other piece by piece and its usage last.
+
+    Both raise `ProviderFailed` alone. Cancelled, or closed, they stop the work at the provider.
+    """
+
+    generate: Callable[[Ask], Awaitable[Said]]
+    stream: Callable[[Ask], AsyncGenerator[str | Usage, None]]
