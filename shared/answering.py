@@ -11,7 +11,7 @@ import anyio
 import httpx
 from postgrest import AsyncPostgrestClient
 
-from shared import conversations, database, embeddings, models, prompting, retrieval
+from shared import conversations, database, embeddings, grounding, models, prompting, retrieval
 from shared.auth import Caller
 from shared.clients import Clients
 from shared.conversations import Closing, Status, Turn
@@ -21,7 +21,7 @@ from shared.providers.chat import Message, Usage
 from shared.retrieval import Passage
 from shared.settings import load
 from shared.telemetry import Trace
-from shared.wire import Answer, Done, Failure, Source, Sources, Token, TokenUsage, Wire
+from shared.wire import Answer, Done, Failure, Flag, Source, Sources, Token, TokenUsage, Wire
 
 NO_USAGE = Usage(0, 0)
 
@@ -52,6 +52,7 @@ class Draft:
     reply: str | None = None
     model: str | None = None
     usage: Usage = NO_USAGE
+    flags: Sequence[Flag] = ()
 
 
 async def prepare(clients: Clients, caller: Caller, question: Question, deadline: Deadline, trace: Trace) -> Draft:
@@ -93,7 +94,7 @@ async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace
         async with _kept_if_failed(clients, draft.turn, trace):
             with trace.step("model"):
                 reply = await models.generate(clients.route, draft.messages, deadline)
-        text, usage, draft = reply.text, reply.usage, replace(draft, model=reply.model)
+        text, usage, draft = reply.text, reply.usage, _checked(replace(draft, model=reply.model), reply.text)
     await _close(clients, draft, text, "complete", trace, usage)
     return Answer(response=text, sources=_sources(draft), **_done(draft, usage, trace).model_dump())
 
@@ -129,6 +130,7 @@ async def events(
         with anyio.CancelScope(shield=True):
             status: Status = "complete" if not code else "partial" if said else "failed"
             trace.facts |= {"code": code} if code else {}
+            draft = _checked(draft, said)
             await _close(clients, draft, said.strip(), status, trace, usage, code or None)
     if failure:
         yield "error", Failure(**failure.body(trace.request_id))
@@ -223,9 +225,22 @@ async def _close(
         error_code=error_code,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
+        flags=[flag.model_dump() for flag in draft.flags],
     )
     with trace.step("close"):
         await conversations.keep(database.as_gateway(clients.http, clients.settings), clients.settings, closing, trace)
+
+
+def _checked(draft: Draft, said: str) -> Draft:
+    """With flags for what the model says of its own: addresses and links it was not told."""
+    if draft.reply is not None:
+        return draft  # as it was kept, or the gateway's own words
+    known = [
+        *prompting.told(draft.turn.message, draft.passages),
+        *map(str, draft.turn.swaps),
+        *map(str, draft.turn.turns),
+    ]
+    return replace(draft, flags=[Flag(**asdict(flag)) for flag in grounding.unknown(said, known)])
 
 
 def _replay(turn: Turn, answered: dict[str, Any]) -> Draft:
@@ -236,6 +251,7 @@ def _replay(turn: Turn, answered: dict[str, Any]) -> Draft:
         reply=answered["response"],
         model=answered["model"],
         usage=Usage(answered["input_tokens"] or 0, answered["output_tokens"] or 0),
+        flags=[Flag(**flag) for flag in answered["flags"]],
     )
 
 
@@ -255,6 +271,7 @@ def _done(draft: Draft, usage: Usage, trace: Trace) -> Done:
     return Done(
         conversation_id=draft.turn.conversation_id,
         thread_id=draft.turn.thread_id,
+        flags=list(draft.flags),
         model=draft.model,
         usage=TokenUsage(**asdict(usage)),
         timings=trace.timings,

@@ -4,7 +4,6 @@ Nothing is stored.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
@@ -209,7 +208,7 @@ def _check_said(citations: Citations) -> None:
 
 def _done(draft: Draft, citations: Citations, model: str | None, usage: Usage, trace: Trace) -> CitedDone:
     trace.facts |= {"model": model, "inputTokens": usage.input_tokens, "outputTokens": usage.output_tokens}
-    flags = grounding.unknown(citations.text, _known(draft))
+    flags = grounding.unknown(citations.text, prompting.told(draft.question.text, draft.passages))
     return CitedDone(
         citations=citations.numbers,
         flags=[Flag(**asdict(flag)) for flag in flags],
@@ -217,9 +216,3 @@ def _done(draft: Draft, citations: Citations, model: str | None, usage: Usage, t
         usage=TokenUsage(**asdict(usage)),
         timings=trace.timings,
     )
-
-
-def _known(draft: Draft) -> list[str]:
-    """What the answer may repeat: its sources, and what the caller wrote himself."""
-    metadata = [json.dumps(dict(passage.metadata), ensure_ascii=False) for passage in draft.passages]
-    return [draft.question.text, *map(prompting.line, draft.passages), *metadata]

@@ -1,7 +1,7 @@
 """Conversations as rows: open a turn, close it, rate it, read them back."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -23,7 +23,7 @@ from shared.errors import (
 from shared.prompting import Exchange, Swap
 from shared.settings import Settings
 from shared.telemetry import Trace
-from shared.wire import Wire
+from shared.wire import Flag, Wire
 
 Status = Literal["complete", "partial", "failed"]
 TURN_COUNT = 4
@@ -68,6 +68,7 @@ class Closing:
     error_code: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    flags: list[dict[str, str]] = field(default_factory=list)
 
 
 class Thread(Wire):
@@ -95,6 +96,7 @@ class Conversation(Wire):
     message: str
     response: str
     status: Status
+    flags: list[Flag]
     feedback: int | None
     model: str | None
     created_at: datetime
@@ -222,7 +224,7 @@ async def read_thread(db: AsyncPostgrestClient, thread_id: UUID, limit: int, bef
     """The thread's conversations, newest first; `before` is a page's `next`. `NotFound` where the caller has none."""
     query = (
         db.from_("conversations")
-        .select("id,message,response,status,feedback,model:model_version,created_at")
+        .select("id,message,response,status,flags,feedback,model:model_version,created_at")
         .eq("thread_id", str(thread_id))
         .order("id", desc=True)
         .limit(limit + 1)

@@ -1,5 +1,6 @@
 """What the model is told: pure functions from a question and its context to messages."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,12 @@ def line(passage: Passage) -> str:
     }
     known = ", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
     return grounding.defused(_plain(grounding.visible(f"{passage} ({known})" if known else str(passage))))
+
+
+def told(question: str, passages: Sequence[Passage]) -> list[str]:
+    """What an answer may repeat without a flag: the question, and its passages with all that is known of them."""
+    metadata = [json.dumps(dict(passage.metadata), ensure_ascii=False) for passage in passages]
+    return [question, *map(line, passages), *metadata]
 
 
 def concerns_swaps(question: str) -> bool:

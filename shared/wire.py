@@ -45,11 +45,19 @@ class TokenUsage(Wire):
     estimated: bool
 
 
+class Flag(Wire):
+    """An address or a URL of the answer that stands in nothing the model was told."""
+
+    kind: FlagKind
+    text: str
+
+
 class Done(Wire):
     """The payload of a `done` event; `model` is None where no model was asked; timings in milliseconds."""
 
     conversation_id: int
     thread_id: UUID
+    flags: list[Flag]
     model: str | None
     usage: TokenUsage
     timings: dict[str, float]
@@ -82,13 +90,6 @@ class Found(TokenSources):
     """What a search found, best first; timings in milliseconds."""
 
     timings: dict[str, float]
-
-
-class Flag(Wire):
-    """An address or a URL of the answer that stands in none of its sources."""
-
-    kind: FlagKind
-    text: str
 
 
 class CitedDone(Wire):

@@ -10,6 +10,7 @@ create table public.conversations (
   response text not null,
   status text not null check (status in ('complete', 'partial', 'failed')),
   context_used jsonb not null default '[]',
+  flags jsonb not null default '[]',
   model_version text,
   feedback integer check (feedback in (-1, 0, 1)),
   error_code text,
@@ -22,6 +23,8 @@ create table public.conversations (
 -- The guide names this column context_used in one place and context_ids in another: one name is kept.
 comment on column public.conversations.context_used is
   'The passages the answer was given from, best first: [{"id": 1, "similarity": 0.9, "content_hash": "…"}].';
+comment on column public.conversations.flags is
+  'Addresses and links of the answer that the user was not shown a source for: [{"kind": "unknown_url", "text": "…"}].';
 comment on column public.conversations.status is
   'complete; partial, when the client went away or the model broke off; failed, when there is no answer.';
 comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1 thumbs up.';

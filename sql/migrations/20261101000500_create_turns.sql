@@ -119,6 +119,7 @@ as $$
     'status', conversation.status,
     'model', conversation.model_version,
     'feedback', conversation.feedback,
+    'flags', conversation.flags,
     'input_tokens', conversation.input_tokens,
     'output_tokens', conversation.output_tokens,
     'created_at', conversation.created_at,
@@ -251,7 +252,8 @@ create function public.close_turn(
   model_version text default null,
   error_code text default null,
   input_tokens integer default null,
-  output_tokens integer default null
+  output_tokens integer default null,
+  flags jsonb default '[]'
 )
 returns void
 language sql
@@ -262,12 +264,13 @@ as $$
 
   insert into public.conversations (
     id, user_id, thread_id, idempotency_key, message, response, status, context_used, model_version,
-    error_code, input_tokens, output_tokens
+    error_code, input_tokens, output_tokens, flags
   )
   values (
     close_turn.conversation_id, close_turn.user_id, close_turn.thread_id, close_turn.idempotency_key,
     close_turn.message, close_turn.response, close_turn.status, close_turn.context_used,
-    close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.output_tokens
+    close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.output_tokens,
+    close_turn.flags
   )
   on conflict (id) do update
   set
@@ -277,13 +280,14 @@ as $$
     model_version = excluded.model_version,
     error_code = excluded.error_code,
     input_tokens = excluded.input_tokens,
-    output_tokens = excluded.output_tokens
+    output_tokens = excluded.output_tokens,
+    flags = excluded.flags
   where conversations.status <> 'complete'
 $$;
 
 revoke all on function public.close_turn(
-  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb
 ) from public, anon, authenticated;
 grant execute on function public.close_turn(
-  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb
 ) to service_role;

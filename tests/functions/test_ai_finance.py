@@ -200,6 +200,26 @@ async def test_pushes_the_answer_over_realtime_to_its_owner_only(
         await client.realtime.close()
 
 
+def test_flags_what_nobody_told_the_model_and_keeps_the_flags(
+    functions: str, model: Model, stack: Stack, alice: User, marker: str
+) -> None:
+    told, stranger = "https://ton.example/what", "UQCvxJy4eG8hyHBFsZ7eePxrRsUQSFE_jpptRAYBmcG_DEAD"
+    choice = {
+        "message": {"role": "assistant", "content": f"Not {told}: send it to {stranger}."},
+        "finish_reason": "stop",
+    }
+    model.raw[marker] = json.dumps({"choices": [{"index": 0, **choice}]}).encode()
+    question, key = f"What is TON? {marker} {told}", {"Idempotency-Key": marker}
+
+    answer = alice.ask(functions, question, key).json()
+    again = alice.ask(functions, question, key).json()
+    thread = alice.call(functions, "GET", f"/threads/{answer['threadId']}").json()
+
+    flags = [{"kind": "unknown_address", "text": stranger}]
+    assert answer["flags"] == again["flags"] == thread["conversations"][0]["flags"] == flags
+    assert alice.conversation(stack, answer["conversationId"])["flags"] == flags
+
+
 def test_tells_the_answer_as_it_is_said(functions: str, stack: Stack, alice: User) -> None:
     with alice.ask_in_events(functions, "What is TON token?") as events:
         told = list(events)

@@ -117,6 +117,7 @@ def test_an_open_turn_is_no_conversation_until_it_is_closed(api: Client, user_id
         model_version="model-1",
         input_tokens=40,
         output_tokens=9,
+        flags=[{"kind": "unknown_url", "text": "evil.example"}],
     )
 
     assert before == []
@@ -133,6 +134,7 @@ def test_an_open_turn_is_no_conversation_until_it_is_closed(api: Client, user_id
         "context_used": [{"id": 1, "similarity": 0.9}],
         "model_version": "model-1",
         "feedback": None,
+        "flags": [{"kind": "unknown_url", "text": "evil.example"}],
         "error_code": None,
         "input_tokens": 40,
         "output_tokens": 9,
