@@ -94,6 +94,7 @@ async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace
         async with _kept_if_failed(clients, draft.turn, trace):
             with trace.step("model"):
                 reply = await models.generate(clients.route, draft.messages, deadline)
+        trace.facts["attempts"] = reply.attempts
         text, usage, draft = reply.text, reply.usage, _checked(replace(draft, model=reply.model), reply.text)
     await _close(clients, draft, text, "complete", trace, usage)
     return Answer(response=text, sources=_sources(draft), **_done(draft, usage, trace).model_dump())
@@ -116,6 +117,7 @@ async def events(
                 async for part in parts:
                     if isinstance(part, Begun):
                         draft = replace(draft, model=part.model)
+                        trace.facts["attempts"] = part.attempts
                     elif isinstance(part, Usage):
                         usage = part
                     else:

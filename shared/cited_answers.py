@@ -120,6 +120,7 @@ async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace
     if draft.passages:
         with trace.step("model"):
             reply = await models.generate(clients.route, draft.messages, deadline)
+        trace.facts["attempts"] = reply.attempts
         citations.hear(reply.text)
         citations.rest()
         usage, model = reply.usage, reply.model
@@ -144,7 +145,7 @@ async def events(
             async with aclosing(_said(clients, draft, citations, deadline)) as parts:
                 async for part in parts:
                     if isinstance(part, Begun):
-                        model = part.model
+                        model, trace.facts["attempts"] = part.model, part.attempts
                     elif isinstance(part, Usage):
                         usage = part
                     else:

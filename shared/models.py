@@ -98,18 +98,20 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said, which one it was, and its tokens; `estimated` where the server didn't count them itself."""
+    """What the model said, which one it was, its tokens, and how many attempts it took."""
 
     text: str
     model: str
     usage: Usage
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What opens a stream: which model it is."""
+    """What opens a stream: which model it is, and how many attempts it took."""
 
     model: str
+    attempts: int
 
 
 async def generate(route: Route, messages: Sequence[Message], deadline: Deadline) -> Reply:
@@ -119,14 +121,15 @@ async def generate(route: Route, messages: Sequence[Message], deadline: Deadline
     won't take.
     """
 
-    async def ask(model: Model, seconds: float) -> Reply:
+    async def ask(model: Model, seconds: float) -> tuple[str, str, Usage]:
         said = await model.chat.generate(Ask(model.model, messages, route.answer_tokens, seconds))
         if not said.text.strip():
             raise ProviderFailed(Failure.EMPTY)
         text = _whole_sentences(said.text) if said.cut_off else said.text.strip()
-        return Reply(text, model.name, said.usage or estimate(messages, said.text))
+        return text, model.name, said.usage or estimate(messages, said.text)
 
-    return await _first(route, deadline, ask)
+    answer, attempts = await _first(route, deadline, ask)
+    return Reply(*answer, attempts)
 
 
 async def stream(
@@ -151,9 +154,9 @@ async def stream(
             raise
         return model, parts, first
 
-    model, parts, part = await _first(route, deadline, begin)
+    (model, parts, part), attempts = await _first(route, deadline, begin)
     async with aclosing(parts):
-        yield Begun(model.name)
+        yield Begun(model.name, attempts)
         while part is not None:
             if isinstance(part, Usage):
                 usage = part
@@ -172,19 +175,22 @@ def estimate(messages: Sequence[Message], said: str) -> Usage:
     return Usage(asked, count_tokens(said) if said else 0, estimated=True)
 
 
-async def _first(route: Route, deadline: Deadline, attempt: Callable[[Model, float], Awaitable[Answer]]) -> Answer:
-    """What the first model of the chain gives that can; one is asked again where the same may help.
+async def _first(
+    route: Route, deadline: Deadline, attempt: Callable[[Model, float], Awaitable[Answer]]
+) -> tuple[Answer, int]:
+    """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
     What is wrong with the request itself goes to the caller at once.
     """
-    failed = ProviderFailed(Failure.LATE)
+    failed, attempts = ProviderFailed(Failure.LATE), 0
     for place, model in enumerate(route.chain, start=1):
         for number in range(1, TRIES + 1):
             left = deadline.remaining() * (1 if place == len(route.chain) else SHARE)
+            attempts += 1
             try:
                 async with asyncio.timeout(left):
-                    return await attempt(model, left)
+                    return await attempt(model, left), attempts
             except TimeoutError as error:
                 failed = ProviderFailed(Failure.LATE)
                 failed.__cause__ = error

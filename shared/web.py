@@ -49,6 +49,7 @@ PREFLIGHT = [
     ),
     (b"access-control-max-age", b"86400"),
 ]
+EXPOSED = b"x-request-id, retry-after, x-gateway-model, x-gateway-attempts, x-gateway-overhead-ms"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not collect the events
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,64}")
 
@@ -184,6 +185,7 @@ class Edge:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", trace.request_id.encode()),
+                    *_gateway_headers(trace, started),
                     *_cors(headers.get(b"origin", "")),
                     *(PREFLIGHT if scope["method"] == "OPTIONS" else []),
                 ]
@@ -276,11 +278,26 @@ async def _bounded(headers: dict[bytes, str], receive: Receive, limit: int) -> R
 def _cors(origin: str) -> list[tuple[bytes, bytes]]:
     """CORS headers for a page of `origin`; they are on every answer, or a browser would hide the errors."""
     origins = settings.allowed_origins()
-    exposed = (b"access-control-expose-headers", b"x-request-id, retry-after")
+    exposed = (b"access-control-expose-headers", EXPOSED)
     if "*" in origins:
         return [(b"access-control-allow-origin", b"*"), exposed]
     allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), exposed] if origin in origins else []
     return [*allowed, (b"vary", b"Origin")]
+
+
+def _gateway_headers(trace: Trace, started: float) -> list[tuple[bytes, bytes]]:
+    """Which model answered, after how many attempts, and the time that was spent in neither of the providers.
+
+    Events begin before any of that is known, and so do answers without a model.
+    """
+    if not trace.facts.get("attempts"):
+        return []
+    spent = (time.perf_counter() - started) * 1000 - trace.timings.get("embed", 0) - trace.timings.get("model", 0)
+    return [
+        (b"x-gateway-model", str(trace.facts.get("model")).encode()),
+        (b"x-gateway-attempts", str(trace.facts["attempts"]).encode()),
+        (b"x-gateway-overhead-ms", f"{max(0.0, spent):.1f}".encode()),
+    ]
 
 
 def _too_large(limit: int) -> BodyTooLarge:

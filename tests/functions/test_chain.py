@@ -146,10 +146,14 @@ def test_a_model_is_asked_again_where_that_may_help(
 ) -> None:
     both[0].script = list(script)
 
-    answer = alice.ask(origin, QUESTION).json()
+    answered = alice.ask(origin, QUESTION)
 
-    assert answer["response"] == "".join(ANSWER)
+    assert answered.json()["response"] == "".join(ANSWER)
     assert asked(both) == counts
+    assert answered.headers["x-gateway-attempts"] == str(sum(counts))
+    assert answered.headers["x-gateway-model"] == ("two:b" if counts[1] else "one:a")
+    assert 0 < float(answered.headers["x-gateway-overhead-ms"]) < 5000
+    assert "x-gateway-attempts" in answered.headers["access-control-expose-headers"]
 
 
 @pytest.mark.parametrize(
