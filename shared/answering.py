@@ -11,7 +11,7 @@ import anyio
 import httpx
 from postgrest import AsyncPostgrestClient
 
-from shared import conversations, database, embeddings, grounding, models, prompting, retrieval
+from shared import conversations, database, embeddings, grounding, guards, models, prompting, retrieval
 from shared.auth import Caller
 from shared.clients import Clients
 from shared.conversations import Closing, Status, Turn
@@ -59,11 +59,12 @@ async def prepare(clients: Clients, caller: Caller, question: Question, deadline
     """Embed the question while the turn opens, find passages as the caller, build the prompt.
 
     A failure after the turn is open keeps the conversation as failed. Raises `InvalidRequest` for a message
-    longer than the setting allows.
+    longer than the setting allows, and `SecretInMessage`.
     """
     settings = clients.settings
     if len(question.message) > settings.message_characters:
         raise InvalidRequest(f"message: longer than {settings.message_characters} characters.")
+    guards.refuse_secrets(question.message)
     db = database.as_caller(clients.http, settings, caller)
     embedding = asyncio.create_task(_embed(clients, question.message, trace))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused turn never asks for it

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from postgrest import AsyncPostgrestClient
 from pydantic import Field, StringConstraints, model_validator
 
-from shared import embeddings, grounding, models, prompting, quotas, retrieval
+from shared import embeddings, grounding, guards, models, prompting, quotas, retrieval
 from shared.clients import Clients
 from shared.errors import GatewayError, InvalidRequest, ModelUnavailable
 from shared.grounding import Citations
@@ -83,12 +83,13 @@ async def find(
 ) -> list[Passage]:
     """The passages that bear on the question, as far as `db` may see them, best first.
 
-    The call is counted while the question is embedded. Raises `RateLimited`, and `InvalidRequest` for a
-    question longer than the setting allows.
+    The call is counted while the question is embedded. Raises `RateLimited`, `InvalidRequest` for a question
+    longer than the setting allows, and `SecretInMessage`.
     """
     limit = clients.settings.message_characters
     if len(question.text) > limit:
         raise InvalidRequest(f"query: longer than {limit} characters.")
+    guards.refuse_secrets(question.text)
     async with deadline.enforced():
         vector = await _counted_vector(clients, quota, question.text, trace)
         threshold = clients.embedder.threshold if question.match_threshold is None else question.match_threshold

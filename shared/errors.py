@@ -5,6 +5,7 @@
     ├── InvalidRequest           422  invalid_request
     │   ├── InvalidJson          400  invalid_json
     │   ├── BodyTooLarge         413  body_too_large
+    │   ├── SecretInMessage      422  secret_in_message
     │   └── KeyReused            422  idempotency_key_reused
     ├── Unauthenticated          401  unauthenticated
     ├── Forbidden                403  forbidden
@@ -63,6 +64,12 @@ class BodyTooLarge(InvalidRequest):
     """The body is larger than any request of this API needs to be."""
 
     status, code = 413, "body_too_large"
+
+
+class SecretInMessage(InvalidRequest):
+    """The message holds what nobody should ever send: a seed phrase or a private key."""
+
+    code = "secret_in_message"
 
 
 class KeyReused(InvalidRequest):

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from infra.local.stack import Stack
+from tests.stand_ins import Model
 from tests.users import User
 
 TOO_LONG = "a" * 4001
@@ -199,3 +200,18 @@ def test_limits_questions_a_minute(stack: Stack, knowledge: None) -> None:
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert_refused(answers[2], 429, "rate_limited")
     assert 1 <= int(answers[2].headers["retry-after"]) <= 60
+
+
+def test_a_seed_phrase_goes_nowhere(stack: Stack, functions: str, model: Model, alice: User) -> None:
+    phrase = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+    asked = len(model.asked)
+
+    refused = alice.ask(functions, f"What is TON? {phrase}")
+    by_visitor = httpx.post(
+        f"{functions}/ai-with-rag/search", json={"query": phrase}, headers={"apikey": stack.keys.publishable}
+    )
+
+    for response in (refused, by_visitor):
+        assert "seed phrase" in assert_refused(response, 422, "secret_in_message")
+    kept = alice.client(stack).table("conversations").select("id").like("message", "%sausage%").execute().data
+    assert (kept, len(model.asked)) == ([], asked)
