@@ -165,12 +165,14 @@ def test_says_itself_that_nothing_was_found(origin: str, model: Model, visitor: 
     assert model.count(marker) == 0
 
 
-def test_keeps_nothing(stack: Stack, origin: str, tokens: dict[str, Any], alice: User, marker: str) -> None:
-    ask(origin, anybody.signed_in(alice), f"What is Notcoin? {marker}", **tokens)
+def test_keeps_nothing(stack: Stack, origin: str, tokens: dict[str, Any], marker: str) -> None:
+    somebody = User.sign_up(stack)
+
+    ask(origin, anybody.signed_in(somebody), f"What is Notcoin? {marker}", **tokens)
 
     with psycopg.connect(stack.database_url) as connection:
         kept = connection.execute("select 1 from public.conversations where message like %s", [f"%{marker}%"])
-        opened = connection.execute("select 1 from public.open_turns where user_id = %s", [alice.user_id])
+        opened = connection.execute("select 1 from public.open_turns where user_id = %s", [somebody.user_id])
         assert (kept.fetchall(), opened.fetchall()) == ([], [])
 
 
