@@ -8,8 +8,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any, Literal
 
 import httpx
@@ -19,7 +17,7 @@ from pydantic import SecretStr
 from shared.errors import EmbeddingUnavailable, GatewayError, InvalidRequest, Misconfigured
 from shared.prompting import count_tokens
 from shared.providers import feature_extraction, openai_compatible
-from shared.providers.openai_compatible import GARBAGE, clean
+from shared.providers.openai_compatible import GARBAGE, clean, retry_after
 from shared.settings import Settings
 
 Kind = Literal["query", "passage"]
@@ -232,23 +230,10 @@ def _options(embedder: Embedder, kind: Kind) -> dict[str, Any]:
 def _pause(response: httpx.Response | None, attempt: int) -> float | None:
     """Seconds until the next try; None where there is none to be made. Without a response, the network failed."""
     passing = response is None or response.status_code in (408, 409, 429) or response.status_code >= 500
-    asked_for = _retry_after(response)
+    asked_for = (retry_after(response) if response is not None else None) or 0
     if not passing or attempt == TRIES or asked_for > LONGEST_PAUSE_SECONDS:
         return None
     return asked_for or FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1)  # noqa: S311
-
-
-def _retry_after(response: httpx.Response | None) -> float:
-    """Seconds a provider asks to wait, given as seconds or as a date; 0 where it doesn't, an hour at most."""
-    value = response.headers.get("retry-after", "") if response is not None else ""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time()
-        except (ValueError, OverflowError):
-            seconds = 0
-    return min(3600.0, max(0.0, seconds))
 
 
 def _ours(embedder: Embedder, response: httpx.Response | None, texts: Sequence[str]) -> GatewayError:
@@ -263,7 +248,7 @@ def _ours(embedder: Embedder, response: httpx.Response | None, texts: Sequence[s
             f"The embedding provider refuses requests for {embedder.name}: check EMBEDDING_MODEL,"
             " EMBEDDING_BASE_URL and EMBEDDING_DIMENSIONS."
         )
-    wait = math.ceil(_retry_after(response)) or None
+    wait = math.ceil((retry_after(response) if response is not None else None) or 0) or None
     return EmbeddingUnavailable("The embedding provider doesn't answer: try again.", retry_after_seconds=wait)
 
 

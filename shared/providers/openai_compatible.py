@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from functools import partial
 from operator import itemgetter
+from time import time
 from typing import Any
 
 import httpx
@@ -128,9 +130,13 @@ def _failed(error: Exception) -> ProviderFailed:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds the server asks to wait; None where it doesn't, or asks in a way nobody can follow."""
+    """Seconds the server asks to wait, given as seconds or as a date, an hour at most; None where it asks for none."""
+    value = response.headers.get("retry-after", "")
     try:
-        seconds = float(response.headers.get("retry-after", ""))
+        seconds = float(value)
     except ValueError:
-        return None
-    return seconds if 0 <= seconds < 3600 else None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time()
+        except (ValueError, OverflowError):
+            return None
+    return min(3600.0, max(0.0, seconds))
