@@ -80,10 +80,9 @@ revoke all on function private.keep_auth_user_id() from public, anon, authentica
 create trigger keep_auth_user_id before insert or update on public.users
 for each row execute function private.keep_auth_user_id();
 
--- The caller's user_id: the token's own `user_id` claim for apps that mint their tokens, else the users row
--- of auth.uid(); null for everybody else. Security definer, because an app's own users table may show its
--- rows to nobody, and every other policy stands on this answer.
-create function private.current_user_id()
+-- The users row that a token's `user_id` claim or its subject names. Security definer, because an app's own users
+-- table may show its rows to nobody, and every policy stands on this answer.
+create function private.user_id_of(claimed_user_id bigint, subject uuid)
 returns bigint
 language sql
 stable
@@ -91,8 +90,25 @@ security definer
 set search_path = ''
 as $$
   select coalesce(
-    (select user_id from public.users where user_id = substring(auth.jwt() ->> 'user_id' from '^[0-9]{1,18}$')::bigint),
-    (select user_id from public.users where auth_user_id = (select auth.uid()))
+    (select user_id from public.users where user_id = claimed_user_id),
+    (select user_id from public.users where auth_user_id = subject)
+  )
+$$;
+
+revoke all on function private.user_id_of(bigint, uuid) from public, anon, authenticated;
+grant execute on function private.user_id_of(bigint, uuid) to service_role;
+
+-- The caller's user_id: the token's own `user_id` claim for apps that mint their tokens, else the users row
+-- of auth.uid(); null for everybody else.
+create function private.current_user_id()
+returns bigint
+language sql
+stable
+security definer
+set search_path = ''
+as $$
+  select private.user_id_of(
+    substring(auth.jwt() ->> 'user_id' from '^[0-9]{1,18}$')::bigint, (select auth.uid())
   )
 $$;
 

@@ -382,7 +382,8 @@ returns table (
   source text,
   metadata jsonb,
   document_id text,
-  content_hash text
+  content_hash text,
+  is_private boolean
 )
 language plpgsql
 stable
@@ -439,7 +440,7 @@ begin
   select
     knowledge.id, knowledge.content, ranked.similarity, ranked.score, knowledge.title, knowledge.token_symbol,
     knowledge.token_address, knowledge.category, knowledge.source, knowledge.metadata, knowledge.document_id,
-    knowledge.content_hash
+    knowledge.content_hash, knowledge.owner_id is not null
   from unnest(ids, similarities, scores) with ordinality as ranked (id, similarity, score, place)
   inner join public.finance_knowledge as knowledge on knowledge.id = ranked.id
   where distinctness = 0 or ranked.id = any (chosen)

@@ -8,14 +8,18 @@ create table public.conversations (
   idempotency_key text,
   message text not null,
   response text not null,
-  status text not null check (status in ('complete', 'partial', 'failed')),
+  status text not null check (status in ('pending', 'complete', 'partial', 'failed')),
   context_used jsonb not null default '[]',
   flags jsonb not null default '[]',
   model_version text,
   feedback integer check (feedback in (-1, 0, 1)),
   error_code text,
   input_tokens integer,
+  cached_tokens integer,
   output_tokens integer,
+  reasoning_tokens integer,
+  is_estimated boolean,
+  cost_usd numeric,
   created_at timestamptz not null default now(),
   unique (user_id, idempotency_key)
 );
@@ -26,7 +30,9 @@ comment on column public.conversations.context_used is
 comment on column public.conversations.flags is
   'Addresses and links of the answer that the user was not shown a source for: [{"kind": "unknown_url", "text": "…"}].';
 comment on column public.conversations.status is
-  'complete; partial, when the client went away or the model broke off; failed, when there is no answer.';
+  'pending, while a worker answers; complete; partial, when the client went away or the model broke off; failed, when'
+  ' there is no answer.';
+comment on column public.conversations.is_estimated is 'Whether tokens were counted here, or have no known price.';
 comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1 thumbs up.';
 
 create index conversations_user_id_created_at_idx on public.conversations (user_id, created_at desc);
@@ -74,6 +80,7 @@ create table public.open_turns (
   message_hash text not null,
   attempt uuid not null default gen_random_uuid(),
   expires_at timestamptz not null,
+  claimed_until timestamptz,
   unique (user_id, idempotency_key)
 );
 
@@ -81,6 +88,8 @@ comment on column public.open_turns.expires_at is
   'After this the one who opened it is taken for dead, and the same idempotency key may open it again.';
 
 comment on column public.open_turns.attempt is 'Who holds it: a closing that comes late lets go of its own hold only.';
+
+comment on column public.open_turns.claimed_until is 'Until when a worker answers it, so that no second one does.';
 
 alter table public.open_turns enable row level security;
 

@@ -3,19 +3,24 @@
 -- Reserves the caller's next conversation: one of
 --   {"outcome": "open", "conversation_id", "thread_id", "user_id", "attempt"}   go and ask the model
 --   {"outcome": "answered", "conversation_id"}                      the key's answer is already there
---   {"outcome": "running", "retry_after_seconds"}                   the key's first request is still at work
+--   {"outcome": "running", "conversation_id", "thread_id", "is_pending", "retry_after_seconds"}
+--                                                                   the key's first request is still at work
 --   {"outcome": "mismatch"}                                         the key was used for another message
---   {"outcome": "limited", "retry_after_seconds"}                   too many turns in the last minute
--- Security definer, because a caller who could write open_turns and attempts could erase his reservations and
--- the rate limit. Calls of one user queue on a lock, so that concurrent ones can't slip past the count. What a
--- caller may say of limits is bounded, for open_turn can be called past the gateway.
+--   {"outcome": "limited", "retry_after_seconds", "limits"}         too many turns in the last minute
+--   {"outcome": "exhausted", "kind", "retry_after_seconds", "limits"}  the plan's tokens or money are used up
+-- `tokens` and `usd` are the most the answer can cost; `limits` says what is left of the caller's plan. Security
+-- definer, because a caller who could write open_turns, attempts and model_calls could erase his reservations and
+-- the limits. Calls of one user queue on a lock, so that concurrent ones can't slip past the count. What a caller
+-- may say of limits is bounded, for open_turn can be called past the gateway.
 create function private.reserve_turn(
   caller_id bigint,
   question text,
   thread uuid,
   request_key text,
   lease_seconds integer,
-  turns_per_minute integer
+  turns_per_minute integer,
+  tokens bigint,
+  usd numeric
 )
 returns jsonb
 language plpgsql
@@ -26,8 +31,14 @@ declare
   question_hash constant text := encode(sha256(convert_to(question, 'UTF8')), 'hex');
   earlier public.conversations;
   running public.open_turns;
+  lease constant integer := least(greatest(lease_seconds, 0), 900);  -- no function runs longer
+  most constant integer := coalesce(
+    (private.plan_of(caller_id)).requests_per_minute, least(coalesce(turns_per_minute, 20), 1000)
+  );
   recent_count bigint;
   oldest timestamptz;
+  requests jsonb;
+  refusal jsonb;
   reserved_id bigint;
   reserved_thread uuid := coalesce(thread, gen_random_uuid());
   reserved_attempt uuid;
@@ -40,6 +51,11 @@ begin
 
   delete from public.open_turns
   where user_id = caller_id and expires_at < now() - interval '1 day';
+
+  update public.conversations
+  set status = 'failed', error_code = 'lost'
+  where conversations.user_id = caller_id and conversations.status = 'pending'
+    and not exists (select from public.open_turns where open_turns.conversation_id = conversations.id);
 
   request_key := left(request_key, 255);
   if request_key is not null then
@@ -59,7 +75,10 @@ begin
     end if;
 
     if running.expires_at > now() then
-      return jsonb_build_object('outcome', 'running', 'retry_after_seconds', 1);
+      return jsonb_build_object(
+        'outcome', 'running', 'conversation_id', running.conversation_id, 'thread_id', running.thread_id,
+        'is_pending', coalesce(earlier.status = 'pending', false), 'retry_after_seconds', 1
+      );
     end if;
 
     reserved_id := coalesce(earlier.id, running.conversation_id);
@@ -73,36 +92,53 @@ begin
   from private.attempts
   where user_id = caller_id;
 
-  if recent_count >= least(coalesce(turns_per_minute, 20), 1000) then
+  requests := private.describe_limit(most, recent_count + 1, coalesce(oldest, now()) + interval '1 minute');
+
+  if recent_count >= most then
     return jsonb_build_object(
       'outcome', 'limited',
-      'retry_after_seconds', greatest(1, ceil(extract(epoch from oldest + interval '1 minute' - now())))
+      'retry_after_seconds', requests -> 'reset_seconds',
+      'limits', private.describe_budgets(caller_id) || jsonb_build_object('requests', requests)
+    );
+  end if;
+
+  reserved_id := coalesce(reserved_id, nextval(pg_get_serial_sequence('public.conversations', 'id')));
+  reserved_attempt := gen_random_uuid();
+
+  refusal := private.reserve_spending(
+    reserved_attempt, caller_id, 'ai-finance', reserved_id, reserve_turn.tokens, reserve_turn.usd, lease
+  );
+
+  if refusal is not null then
+    return refusal || jsonb_build_object(
+      'limits', refusal -> 'limits'
+        || jsonb_build_object('requests', private.describe_limit(most, recent_count, oldest + interval '1 minute'))
     );
   end if;
 
   insert into private.attempts (user_id) values (caller_id);
 
-  reserved_id := coalesce(reserved_id, nextval(pg_get_serial_sequence('public.conversations', 'id')));
-
   insert into public.open_turns
-    (conversation_id, user_id, thread_id, idempotency_key, message_hash, expires_at)
+    (conversation_id, user_id, thread_id, idempotency_key, message_hash, attempt, expires_at)
   values (
-    reserved_id, caller_id, reserved_thread, request_key, question_hash,
-    now() + make_interval(secs => least(greatest(lease_seconds, 0), 900))  -- no function runs longer
+    reserved_id, caller_id, reserved_thread, request_key, question_hash, reserved_attempt,
+    now() + make_interval(secs => lease)
   )
   on conflict (conversation_id) do update
-  set attempt = excluded.attempt, expires_at = excluded.expires_at
-  returning attempt into reserved_attempt;
+  set attempt = excluded.attempt, expires_at = excluded.expires_at, claimed_until = null;
 
   return jsonb_build_object(
     'outcome', 'open', 'conversation_id', reserved_id, 'thread_id', reserved_thread, 'user_id', caller_id,
-    'attempt', reserved_attempt
+    'attempt', reserved_attempt,
+    'limits', private.describe_budgets(caller_id) || jsonb_build_object('requests', requests)
   );
 end
 $$;
 
-revoke all on function private.reserve_turn(bigint, text, uuid, text, integer, integer) from public, anon;
-grant execute on function private.reserve_turn(bigint, text, uuid, text, integer, integer) to authenticated;
+revoke all on function private.reserve_turn(bigint, text, uuid, text, integer, integer, bigint, numeric)
+from public, anon;
+grant execute on function private.reserve_turn(bigint, text, uuid, text, integer, integer, bigint, numeric)
+to authenticated;
 
 -- One conversation as the API tells it, its passages joined again.
 create function private.describe_conversation(conversation public.conversations)
@@ -120,8 +156,13 @@ as $$
     'model', conversation.model_version,
     'feedback', conversation.feedback,
     'flags', conversation.flags,
+    'error_code', conversation.error_code,
     'input_tokens', conversation.input_tokens,
+    'cached_tokens', conversation.cached_tokens,
     'output_tokens', conversation.output_tokens,
+    'reasoning_tokens', conversation.reasoning_tokens,
+    'is_estimated', conversation.is_estimated,
+    'cost_usd', conversation.cost_usd,
     'created_at', conversation.created_at,
     'sources', coalesce(
       (
@@ -164,7 +205,9 @@ create function public.open_turn(
   turn_count integer default 4,
   swap_count integer default 10,
   lease_seconds integer default 60,
-  turns_per_minute integer default 20
+  turns_per_minute integer default 20,
+  tokens bigint default 0,
+  usd numeric default 0
 )
 returns jsonb
 language plpgsql
@@ -182,7 +225,9 @@ begin
     return jsonb_build_object('outcome', 'forbidden');
   end if;
 
-  turn := private.reserve_turn(caller_id, question, thread, request_key, lease_seconds, turns_per_minute);
+  turn := private.reserve_turn(
+    caller_id, question, thread, request_key, lease_seconds, turns_per_minute, tokens, usd
+  );
 
   if turn ->> 'outcome' = 'answered' then
     return turn || jsonb_build_object('conversation', (
@@ -231,14 +276,16 @@ begin
 end
 $$;
 
-revoke all on function public.open_turn(text, uuid, bigint, text, integer, integer, integer, integer)
-from public, anon;
-grant execute on function public.open_turn(text, uuid, bigint, text, integer, integer, integer, integer)
-to authenticated;
+revoke all on function public.open_turn(
+  text, uuid, bigint, text, integer, integer, integer, integer, bigint, numeric
+) from public, anon;
+grant execute on function public.open_turn(
+  text, uuid, bigint, text, integer, integer, integer, integer, bigint, numeric
+) to authenticated;
 
--- Writes a turn's conversation and lets the attempt's reservation go. Callable again with the same id: an answer
--- that is complete stays as it is, and a newer attempt keeps its hold. For the gateway alone (the secret key):
--- row level security can't tell the gateway that writes an answer from a user who forges one.
+-- Writes a turn's conversation, charges the attempt and lets its hold go. Callable again with the same id: an answer
+-- that is complete stays as it is, an attempt is charged once, and a newer one keeps its hold. For the gateway alone
+-- (the secret key): row level security can't tell the gateway that writes an answer from a user who forges one.
 create function public.close_turn(
   conversation_id bigint,
   user_id bigint,
@@ -253,23 +300,36 @@ create function public.close_turn(
   error_code text default null,
   input_tokens integer default null,
   output_tokens integer default null,
-  flags jsonb default '[]'
+  flags jsonb default '[]',
+  cached_tokens integer default null,
+  reasoning_tokens integer default null,
+  is_estimated boolean default null,
+  cost_usd numeric default null,
+  latency_ms integer default null
 )
 returns void
 language sql
 set search_path = ''
 as $$
+  select private.settle_call(
+    close_turn.attempt, close_turn.user_id, 'ai-finance', close_turn.conversation_id, close_turn.status,
+    close_turn.error_code, close_turn.model_version, close_turn.input_tokens, close_turn.cached_tokens,
+    close_turn.output_tokens, close_turn.reasoning_tokens, close_turn.is_estimated, close_turn.cost_usd,
+    close_turn.latency_ms
+  );
+
   delete from public.open_turns
   where open_turns.conversation_id = close_turn.conversation_id and open_turns.attempt = close_turn.attempt;
 
   insert into public.conversations (
     id, user_id, thread_id, idempotency_key, message, response, status, context_used, model_version,
-    error_code, input_tokens, output_tokens, flags
+    error_code, input_tokens, cached_tokens, output_tokens, reasoning_tokens, is_estimated, cost_usd, flags
   )
   values (
     close_turn.conversation_id, close_turn.user_id, close_turn.thread_id, close_turn.idempotency_key,
     close_turn.message, close_turn.response, close_turn.status, close_turn.context_used,
-    close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.output_tokens,
+    close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.cached_tokens,
+    close_turn.output_tokens, close_turn.reasoning_tokens, close_turn.is_estimated, close_turn.cost_usd,
     close_turn.flags
   )
   on conflict (id) do update
@@ -280,14 +340,113 @@ as $$
     model_version = excluded.model_version,
     error_code = excluded.error_code,
     input_tokens = excluded.input_tokens,
+    cached_tokens = excluded.cached_tokens,
     output_tokens = excluded.output_tokens,
+    reasoning_tokens = excluded.reasoning_tokens,
+    is_estimated = excluded.is_estimated,
+    cost_usd = excluded.cost_usd,
     flags = excluded.flags
   where conversations.status <> 'complete'
 $$;
 
 revoke all on function public.close_turn(
-  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb, integer, integer,
+  boolean, numeric, integer
 ) from public, anon, authenticated;
 grant execute on function public.close_turn(
-  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb
+  bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb, integer, integer,
+  boolean, numeric, integer
 ) to service_role;
+
+-- Leaves an open turn to a worker: the conversation is there from now on, as pending. For the gateway alone, as
+-- close_turn is.
+create function public.defer_turn(
+  conversation_id bigint,
+  user_id bigint,
+  thread_id uuid,
+  attempt uuid,
+  message text,
+  idempotency_key text default null,
+  lease_seconds integer default 900
+)
+returns void
+language sql
+set search_path = ''
+as $$
+  update public.open_turns
+  set expires_at = now() + make_interval(secs => lease_seconds)
+  where open_turns.conversation_id = defer_turn.conversation_id and open_turns.attempt = defer_turn.attempt;
+
+  update public.model_calls
+  set expires_at = now() + make_interval(secs => lease_seconds)
+  where id = defer_turn.attempt and state = 'reserved';
+
+  insert into public.conversations (id, user_id, thread_id, idempotency_key, message, response, status)
+  values (
+    defer_turn.conversation_id, defer_turn.user_id, defer_turn.thread_id, defer_turn.idempotency_key,
+    defer_turn.message, '', 'pending'
+  )
+  on conflict (id) do update
+  set status = 'pending', response = '', error_code = null
+  where conversations.status <> 'complete'
+$$;
+
+revoke all on function public.defer_turn(bigint, bigint, uuid, uuid, text, text, integer)
+from public, anon, authenticated;
+grant execute on function public.defer_turn(bigint, bigint, uuid, uuid, text, text, integer) to service_role;
+
+-- Whether a worker may answer a deferred turn now: 'claimed'; 'busy' while another one does; 'over' when it is
+-- answered, given up, or opened anew. A claim that is let go is one of no seconds.
+create function public.claim_turn(conversation_id bigint, attempt uuid, claim_seconds integer)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  held public.open_turns;
+begin
+  select * into held from public.open_turns
+  where open_turns.conversation_id = claim_turn.conversation_id and open_turns.attempt = claim_turn.attempt
+  for update;
+
+  if not found then
+    return 'over';
+  end if;
+
+  if held.claimed_until > now() and claim_seconds > 0 then
+    return 'busy';
+  end if;
+
+  update public.open_turns
+  set
+    claimed_until = now() + make_interval(secs => claim_seconds),
+    expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
+  where open_turns.conversation_id = held.conversation_id;
+  return 'claimed';
+end
+$$;
+
+revoke all on function public.claim_turn(bigint, uuid, integer) from public, anon, authenticated;
+grant execute on function public.claim_turn(bigint, uuid, integer) to service_role;
+
+-- One of the caller's conversations with its sources, as describe_conversation tells it; null for anybody else's. A
+-- pending one that nobody answers any more is told as failed.
+create function public.read_conversation(conversation_id bigint)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select private.describe_conversation(conversation) || case
+    when conversation.status = 'pending' and not exists (
+      select from public.open_turns
+      where open_turns.conversation_id = conversation.id and open_turns.expires_at > now()
+    ) then jsonb_build_object('status', 'failed', 'error_code', 'lost')
+    else '{}'
+  end
+  from public.conversations as conversation
+  where conversation.id = read_conversation.conversation_id
+$$;
+
+revoke all on function public.read_conversation(bigint) from public, anon;
+grant execute on function public.read_conversation(bigint) to authenticated;

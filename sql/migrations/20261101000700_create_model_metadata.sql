@@ -11,8 +11,16 @@ create table public.model_metadata (
   performance_metrics jsonb,
   storage_path text,
   is_active boolean not null default false,
+  provider text,
+  provider_model text,
+  traffic_weight double precision check (traffic_weight >= 0),
   unique (model_name, version)
 );
+
+comment on column public.model_metadata.provider_model is
+  'What the version is called at its provider, where the gateway asks it; without both it is not asked.';
+comment on column public.model_metadata.traffic_weight is
+  'Its share of the users, relative to the others''; null: all where it is active, none where it is not.';
 
 alter table public.model_metadata enable row level security;
 

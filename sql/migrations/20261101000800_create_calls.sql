@@ -56,3 +56,94 @@ $$;
 
 revoke all on function public.count_call(text, integer) from public, anon, authenticated;
 grant execute on function public.count_call(text, integer) to service_role;
+
+-- Counts a call that asks a model and reserves what it may spend at most: one of
+--   {"outcome": "open", "user_id", "limits"}
+--   {"outcome": "limited", "retry_after_seconds", "limits"}              too many calls in the last minute
+--   {"outcome": "exhausted", "kind", "retry_after_seconds", "limits"}    the plan's tokens or money are used up
+-- `user_id` is the caller's where he has a users row; visitors have no plan. For the gateway alone, as count_call is.
+create function public.open_call(
+  call_id uuid,
+  function text,
+  caller_key text,
+  calls_per_minute integer,
+  auth_user_id uuid default null,
+  claimed_user_id bigint default null,
+  tokens bigint default 0,
+  usd numeric default 0,
+  lease_seconds integer default 60
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  caller_id constant bigint := private.user_id_of(claimed_user_id, auth_user_id);
+  most constant integer := coalesce((private.plan_of(caller_id)).requests_per_minute, calls_per_minute);
+  wait_seconds constant integer := public.count_call(caller_key, most);
+  refusal jsonb;
+  limits jsonb;
+begin
+  limits := jsonb_build_object('requests', (
+    select private.describe_limit(most, count(*), coalesce(min(called_at), now()) + interval '1 minute')
+    from private.calls
+    where calls.caller_key = open_call.caller_key and calls.called_at > now() - interval '1 minute'
+  ));
+
+  if wait_seconds is not null then
+    return jsonb_build_object(
+      'outcome', 'limited',
+      'retry_after_seconds', wait_seconds,
+      'limits', case when caller_id is null then limits else private.describe_budgets(caller_id) || limits end
+    );
+  end if;
+
+  if caller_id is null then
+    return jsonb_build_object('outcome', 'open', 'limits', limits);
+  end if;
+
+  refusal := private.reserve_spending(call_id, caller_id, open_call.function, null, tokens, usd, lease_seconds);
+  limits := private.describe_budgets(caller_id) || limits;
+  return coalesce(refusal, jsonb_build_object('outcome', 'open', 'user_id', caller_id))
+    || jsonb_build_object('limits', limits);
+end
+$$;
+
+revoke all on function public.open_call(uuid, text, text, integer, uuid, bigint, bigint, numeric, integer)
+from public, anon, authenticated;
+grant execute on function public.open_call(uuid, text, text, integer, uuid, bigint, bigint, numeric, integer)
+to service_role;
+
+-- Charges a call as private.settle_call does. For the gateway alone.
+create function public.close_call(
+  call_id uuid,
+  function text,
+  status text,
+  user_id bigint default null,
+  error_code text default null,
+  model_version text default null,
+  input_tokens integer default null,
+  cached_tokens integer default null,
+  output_tokens integer default null,
+  reasoning_tokens integer default null,
+  is_estimated boolean default null,
+  cost_usd numeric default null,
+  latency_ms integer default null
+)
+returns void
+language sql
+set search_path = ''
+as $$
+  select private.settle_call(
+    close_call.call_id, close_call.user_id, close_call.function, null, close_call.status, close_call.error_code,
+    close_call.model_version, close_call.input_tokens, close_call.cached_tokens, close_call.output_tokens,
+    close_call.reasoning_tokens, close_call.is_estimated, close_call.cost_usd, close_call.latency_ms
+  )
+$$;
+
+revoke all on function public.close_call(
+  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer
+) from public, anon, authenticated;
+grant execute on function public.close_call(
+  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer
+) to service_role;
