@@ -4,31 +4,42 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any
 from uuid import UUID
 
 import anyio
-import httpx
 from postgrest import AsyncPostgrestClient
+from pydantic import Field, StrictInt, StringConstraints
 
-from shared import conversations, database, embeddings, grounding, guards, models, prompting, retrieval
+from shared import conversations, database, embeddings, grounding, guards, models, prompting, quotas, retrieval
 from shared.auth import Caller
 from shared.clients import Clients
 from shared.conversations import Closing, Status, Turn
 from shared.errors import GatewayError, InvalidRequest
-from shared.models import Begun, Deadline
+from shared.models import NOTHING, Begun, Deadline, Model, Route, Spent
 from shared.providers.chat import Message, Usage
 from shared.retrieval import Passage
-from shared.settings import load
 from shared.telemetry import Trace
 from shared.wire import Answer, Done, Failure, Flag, Source, Sources, Token, TokenUsage, Wire
 
-NO_USAGE = Usage(0, 0)
+
+class Ask(Wire):
+    """A question to ai-finance; `broadcast` sends the pieces of an answer that comes later over Realtime."""
+
+    message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
+    user_id: StrictInt | str | None = None
+    thread_id: UUID | None = None
+    match_count: int = Field(3, ge=1, le=20)
+    match_threshold: float | None = Field(None, ge=-1, le=1)
+    model: Annotated[str | None, Field(max_length=255)] = None
+    stream: bool = False
+    broadcast: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the caller asks, and how it is to be looked up."""
+    """What the caller asks, how it is to be looked up, and by which model answered, if he says so."""
 
     message: str
     thread_id: UUID | None
@@ -36,6 +47,19 @@ class Question:
     idempotency_key: str | None
     match_count: int
     match_threshold: float | None
+    model: str | None
+
+    @classmethod
+    def of(cls, ask: Ask, claimed_user_id: int | None, idempotency_key: str | None) -> "Question":
+        return cls(
+            message=ask.message,
+            thread_id=ask.thread_id,
+            claimed_user_id=claimed_user_id,
+            idempotency_key=idempotency_key,
+            match_count=ask.match_count,
+            match_threshold=ask.match_threshold,
+            model=ask.model,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +75,14 @@ class Draft:
     messages: Sequence[Message]
     reply: str | None = None
     model: str | None = None
-    usage: Usage = NO_USAGE
+    spent: Spent = NOTHING
     flags: Sequence[Flag] = ()
 
 
-async def prepare(clients: Clients, caller: Caller, question: Question, deadline: Deadline, trace: Trace) -> Draft:
-    """Embed the question while the turn opens, find passages as the caller, build the prompt.
+async def prepare(
+    clients: Clients, caller: Caller, question: Question, deadline: Deadline, trace: Trace
+) -> tuple[Draft, Route]:
+    """Embed the question while the turn opens, find passages as the caller, build the prompt; and whom to ask.
 
     A failure after the turn is open keeps the conversation as failed. Raises `InvalidRequest` for a message
     longer than the setting allows, and `SecretInMessage`.
@@ -70,57 +96,66 @@ async def prepare(clients: Clients, caller: Caller, question: Question, deadline
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused turn never asks for it
     try:
         async with deadline.enforced():
+            route = await clients.router.route(caller.auth_user_id, question.model)
             with trace.step("open"):
                 turn = await conversations.open_turn(
                     db,
                     settings,
                     question.message,
+                    route.most(settings.prompt_tokens),
+                    trace,
                     thread_id=question.thread_id,
                     claimed_user_id=question.claimed_user_id,
                     idempotency_key=question.idempotency_key,
                 )
         trace.facts |= {"conversationId": turn.conversation_id, "threadId": str(turn.thread_id)}
         if turn.answered:
-            return _replay(turn, turn.answered)
-        async with _kept_if_failed(clients, turn, trace), deadline.enforced():
-            return await _look_up(clients, db, question, turn, await embedding, trace)
+            return _replay(turn, turn.answered), route
+        async with kept_if_failed(clients, turn, trace), deadline.enforced():
+            return await _look_up(clients, db, question, turn, await embedding, trace), route
     finally:
         embedding.cancel()
 
 
-async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> Answer:
+async def whole(clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace) -> Answer:
     """Ask the model and store its answer, or that it failed."""
-    text, usage = draft.reply or "", draft.usage
+    text = draft.reply or ""
     if draft.reply is None:
-        async with _kept_if_failed(clients, draft.turn, trace):
-            with trace.step("model"):
-                reply = await models.generate(clients.route, draft.messages, deadline)
-        trace.facts["attempts"] = reply.attempts
-        text, usage, draft = reply.text, reply.usage, _checked(replace(draft, model=reply.model), reply.text)
-    await _close(clients, draft, text, "complete", trace, usage)
-    return Answer(response=text, sources=_sources(draft), **_done(draft, usage, trace).model_dump())
+        async with kept_if_failed(clients, draft.turn, trace):
+            text, draft = await answered(draft, route, deadline, trace)
+    await close(clients, draft, text, "complete", trace)
+    return Answer(response=text, sources=_sources(draft), **_done(draft, trace).model_dump())
+
+
+async def answered(draft: Draft, route: Route, deadline: Deadline, trace: Trace) -> tuple[str, Draft]:
+    """The model's answer, and the draft with which model it was, what it spent, and flags."""
+    with trace.step("model"):
+        reply = await models.generate(route, draft.messages, deadline, trace)
+    trace.facts["attempts"] = reply.attempts
+    return reply.text, checked(replace(draft, model=reply.model, spent=reply.spent), reply.text)
 
 
 async def events(
-    clients: Clients, draft: Draft, deadline: Deadline, trace: Trace
+    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace
 ) -> AsyncGenerator[tuple[str, Wire], None]:
     """The answer as it is said: `sources`, `token` …, then `done` or `error`.
 
     However it ends, what was said is stored: as partial when the model broke off or the client went away,
     which closes this generator and with it the connection to the model.
     """
-    said, usage, code = "", draft.usage, "client_gone"
+    said, code = "", "client_gone"
+    begun: Model | None = None
     failure: GatewayError | None = None
     try:
         yield "sources", Sources(sources=_sources(draft))
         with trace.step("model"):
-            async with aclosing(_said(clients, draft, deadline)) as parts:
+            async with aclosing(_said(draft, route, deadline, trace)) as parts:
                 async for part in parts:
                     if isinstance(part, Begun):
-                        draft = replace(draft, model=part.model)
-                        trace.facts["attempts"] = part.attempts
-                    elif isinstance(part, Usage):
-                        usage = part
+                        begun, trace.facts["attempts"] = part.model, part.attempts
+                        draft = replace(draft, model=begun.name)
+                    elif isinstance(part, Spent):
+                        draft = replace(draft, spent=part)
                     else:
                         said += part
                         yield "token", Token(token=part)
@@ -133,19 +168,14 @@ async def events(
         with anyio.CancelScope(shield=True):
             status: Status = "complete" if not code else "partial" if said else "failed"
             trace.facts |= {"code": code} if code else {}
-            draft = _checked(draft, said)
-            await _close(clients, draft, said.strip(), status, trace, usage, code or None)
+            if begun and draft.spent is NOTHING:
+                draft = replace(draft, spent=begun.spent(models.estimate(draft.messages, said)))
+            draft = checked(draft, said)
+            await close(clients, draft, said.strip(), status, trace, code or None)
     if failure:
         yield "error", Failure(**failure.body(trace.request_id))
     else:
-        yield "done", _done(draft, usage, trace)
-
-
-async def close_from_queue(body: str) -> None:
-    """The worker's part: write a closing that a request could not write."""
-    settings = load()
-    async with httpx.AsyncClient() as http:
-        await conversations.close_turn(database.as_gateway(http, settings), conversations.closing_from_json(body))
+        yield "done", _done(draft, trace)
 
 
 async def _embed(clients: Clients, message: str, trace: Trace) -> list[float]:
@@ -175,66 +205,61 @@ async def _look_up(
     return Draft(turn, prompt.passages, prompt.messages)
 
 
-async def _said(clients: Clients, draft: Draft, deadline: Deadline) -> AsyncGenerator[Begun | str | Usage, None]:
+async def _said(
+    draft: Draft, route: Route, deadline: Deadline, trace: Trace
+) -> AsyncGenerator[Begun | str | Spent, None]:
     if draft.reply is not None:
         yield draft.reply
         return
-    async with aclosing(models.stream(clients.route, draft.messages, deadline)) as parts:
+    async with aclosing(models.stream(route, draft.messages, deadline, trace)) as parts:
         async for part in parts:
             yield part
 
 
 @asynccontextmanager
-async def _kept_if_failed(clients: Clients, turn: Turn, trace: Trace) -> AsyncIterator[None]:
+async def kept_if_failed(clients: Clients, turn: Turn, trace: Trace) -> AsyncIterator[None]:
+    """Stores a turn as failed where what runs inside fails."""
     try:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, GatewayError) else "internal"
         with anyio.CancelScope(shield=True):
-            await _close(clients, Draft(turn, [], []), "", "failed", trace, NO_USAGE, code)
+            await close(clients, Draft(turn, [], []), "", "failed", trace, code)
         raise
 
 
-async def _close(
-    clients: Clients,
-    draft: Draft,
-    response: str,
-    status: Status,
-    trace: Trace,
-    usage: Usage,
-    error_code: str | None = None,
+async def close(
+    clients: Clients, draft: Draft, response: str, status: Status, trace: Trace, error_code: str | None = None
 ) -> None:
-    if draft.turn.answered:
+    """Store how a turn ended; never raises for a database that is away."""
+    turn, spent = draft.turn, draft.spent
+    if turn.answered:
         return
-    trace.facts |= {"model": draft.model, "inputTokens": usage.input_tokens, "outputTokens": usage.output_tokens}
+    trace.facts |= {"model": draft.model, **quotas.facts(spent)}
     closing = Closing(
-        conversation_id=draft.turn.conversation_id,
-        user_id=draft.turn.user_id,
-        thread_id=str(draft.turn.thread_id),
-        attempt=draft.turn.attempt,
-        message=draft.turn.message,
+        conversation_id=turn.conversation_id,
+        user_id=turn.user_id,
+        thread_id=str(turn.thread_id),
+        attempt=turn.attempt,
+        message=turn.message,
         response=response,
         status=status,
-        idempotency_key=draft.turn.idempotency_key,
+        idempotency_key=turn.idempotency_key,
         context_used=[
-            {
-                "id": passage.id,
-                "similarity": round(passage.similarity, 4),
-                "content_hash": passage.content_hash,
-            }
+            {"id": passage.id, "similarity": round(passage.similarity, 4), "content_hash": passage.content_hash}
             for passage in draft.passages
         ],
         model_version=draft.model,
         error_code=error_code,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
+        latency_ms=quotas.latency_ms(trace),
         flags=[flag.model_dump() for flag in draft.flags],
+        **quotas.tokens(spent),
     )
     with trace.step("close"):
         await conversations.keep(database.as_gateway(clients.http, clients.settings), clients.settings, closing, trace)
 
 
-def _checked(draft: Draft, said: str) -> Draft:
+def checked(draft: Draft, said: str) -> Draft:
     """With flags for what the model says of its own: addresses and links it was not told."""
     if draft.reply is not None:
         return draft  # as it was kept, or the gateway's own words
@@ -253,7 +278,7 @@ def _replay(turn: Turn, answered: dict[str, Any]) -> Draft:
         messages=[],
         reply=answered["response"],
         model=answered["model"],
-        usage=Usage(answered["input_tokens"] or 0, answered["output_tokens"] or 0),
+        spent=_spent(conversations.usage(answered)),
         flags=[Flag(**flag) for flag in answered["flags"]],
     )
 
@@ -270,12 +295,17 @@ def _sources(draft: Draft) -> list[Source]:
     ]
 
 
-def _done(draft: Draft, usage: Usage, trace: Trace) -> Done:
+def _spent(kept: TokenUsage) -> Spent:
+    usage = Usage(kept.input_tokens, kept.output_tokens, False, kept.cached_tokens, kept.reasoning_tokens)
+    return Spent(usage, Decimal(str(kept.cost_usd)), kept.estimated)
+
+
+def _done(draft: Draft, trace: Trace) -> Done:
     return Done(
         conversation_id=draft.turn.conversation_id,
         thread_id=draft.turn.thread_id,
         flags=list(draft.flags),
         model=draft.model,
-        usage=TokenUsage(**asdict(usage)),
+        usage=quotas.told(draft.spent),
         timings=trace.timings,
     )

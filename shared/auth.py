@@ -27,12 +27,13 @@ class Caller:
     """A signed-in user; `token` is sent on, so that row level security sees the user too.
 
     `is_admin` is what row level security goes by as well: the `role` in the token's `app_metadata`, which
-    only the project's server can set.
+    only the project's server can set; `claimed_user_id` is the users.user_id of an app that mints its own tokens.
     """
 
     auth_user_id: str
     token: str = field(repr=False)
     is_admin: bool = False
+    claimed_user_id: int | None = None
 
 
 class ApiKey(Enum):
@@ -104,7 +105,12 @@ class Verifier:
             raise Unauthenticated("This needs a signed-in user's access token.")
         if not UUID_FORM.fullmatch(claims["sub"]):
             raise Unauthenticated("The access token's subject is no Supabase user: sub must be a UUID.")
-        return Caller(auth_user_id=claims["sub"], token=token, is_admin=_is_admin(claims))
+        return Caller(
+            auth_user_id=claims["sub"],
+            token=token,
+            is_admin=_is_admin(claims),
+            claimed_user_id=_user_id(claims),
+        )
 
     def _key_kind(self, key: str) -> ApiKey | None:
         """Which of the project's keys it is, compared in constant time."""
@@ -166,6 +172,12 @@ def _is_admin(claims: dict[str, Any]) -> bool:
     """An app's own tokens may hold anything there."""
     app_metadata = claims.get("app_metadata")
     return isinstance(app_metadata, dict) and app_metadata.get("role") == "admin"
+
+
+def _user_id(claims: dict[str, Any]) -> int | None:
+    """As `private.current_user_id` reads it."""
+    claimed = str(claims.get("user_id"))
+    return int(claimed) if re.fullmatch(r"[0-9]{1,18}", claimed, re.ASCII) else None
 
 
 def _signing_keys(key_set: dict[str, Any]) -> dict[str, jwt.PyJWK]:

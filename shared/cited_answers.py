@@ -1,31 +1,33 @@
 """An answer with citations, from a question of anybody's: found, prepared once, then given whole or as it is said.
 
-Nothing is stored.
+No question is stored; answers from public knowledge are kept for a while for whoever asks the same.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import asdict, dataclass
-from typing import Annotated, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Annotated, Self, TypeVar
 
+import anyio
 from postgrest import AsyncPostgrestClient
 from pydantic import Field, StringConstraints, model_validator
 
-from shared import embeddings, grounding, guards, models, prompting, quotas, retrieval
+from shared import answer_cache, embeddings, grounding, guards, models, prompting, quotas, retrieval
 from shared.clients import Clients
 from shared.errors import GatewayError, InvalidRequest, ModelUnavailable
 from shared.grounding import Citations
-from shared.models import Begun, Deadline
-from shared.providers.chat import Message, Usage
-from shared.quotas import Quota
+from shared.models import NOTHING, Begun, Deadline, Model, Route, Spent
+from shared.providers.chat import Message
+from shared.quotas import Call, Quota
 from shared.retrieval import Filters, Passage
 from shared.telemetry import Trace
-from shared.wire import CitedAnswer, CitedDone, Failure, Flag, Token, TokenSource, TokenSources, TokenUsage, Wire
+from shared.wire import CitedAnswer, CitedDone, Failure, Flag, Token, TokenSource, TokenSources, Wire
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 Label = Annotated[Text, Field(max_length=255)]
-NO_USAGE = Usage(0, 0)
+Opened = TypeVar("Opened")
 EMPTY = "The model gave an empty answer: try again."
 
 
@@ -59,21 +61,41 @@ class Question(Wire):
 
 
 class Ask(Question):
-    """A question to the model; `stream` asks for the answer as it is said."""
+    """A question to the model, or to the one it names; `stream` asks for the answer as it is said."""
 
+    model: Label | None = None
     stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A question ready for the model, and the passages in its prompt; without any, the model isn't asked."""
+    """A question ready for the model, and the passages in its prompt; without any, the model isn't asked.
+
+    Nor is it where `reply` is there already, kept from an earlier one; with `key` the answer is kept.
+    """
 
     question: Question
-    passages: Sequence[Passage]
-    messages: Sequence[Message]
+    route: Route
+    call: Call
+    passages: Sequence[Passage] = ()
+    messages: Sequence[Message] = ()
+    reply: str | None = None
+    model: str | None = None
+    key: str | None = None
+    spent: Spent = NOTHING
 
 
-async def find(
+@dataclass(slots=True)
+class Said:
+    """What the model has said so far, its citations settled."""
+
+    citations: Citations
+    raw: str = ""
+    begun: Model | None = None
+    spent: Spent | None = None
+
+
+async def search(
     clients: Clients,
     db: AsyncPostgrestClient,
     quota: Quota | None,
@@ -81,24 +103,16 @@ async def find(
     deadline: Deadline,
     trace: Trace,
 ) -> list[Passage]:
-    """The passages that bear on the question, as far as `db` may see them, best first.
+    """The passages that bear on the question, as far as `db` may see them, best first; no model is asked.
 
     The call is counted while the question is embedded. Raises `RateLimited`, `InvalidRequest` for a question
     longer than the setting allows, and `SecretInMessage`.
     """
-    limit = clients.settings.message_characters
-    if len(question.text) > limit:
-        raise InvalidRequest(f"query: longer than {limit} characters.")
-    guards.refuse_secrets(question.text)
+    _check(clients, question)
     async with deadline.enforced():
-        vector = await _counted_vector(clients, quota, question.text, trace)
-        threshold = clients.embedder.threshold if question.match_threshold is None else question.match_threshold
-        with trace.step("search"):
-            passages = await retrieval.search(
-                db, vector, question.text, clients.embedder.model, question.match_count, threshold, question.filters
-            )
-    trace.facts["passages"] = len(passages)
-    return passages
+        admit = partial(quotas.count, clients.http, clients.settings, quota)
+        _, vector = await _admitted(clients, quota, question.text, admit, trace)
+        return await _find(clients, db, question, vector, trace)
 
 
 async def prepare(
@@ -106,29 +120,46 @@ async def prepare(
     db: AsyncPostgrestClient,
     quota: Quota | None,
     question: Question,
+    wanted: str | None,
+    cache: answer_cache.Use,
     deadline: Deadline,
     trace: Trace,
 ) -> Draft:
-    """Find the passages and build the prompt. Raises what `find` does."""
-    passages = await find(clients, db, quota, question, deadline, trace)
-    prompt = prompting.build_cited(question.text, passages, clients.settings.prompt_tokens)
-    return Draft(question, prompt.passages, prompt.messages)
+    """Find the passages and build the prompt, or find the answer. Raises what `search` does, and `QuotaExhausted`."""
+    settings = clients.settings
+    _check(clients, question)
+    async with deadline.enforced():
+        route = await clients.router.route(quota.key if quota else "", wanted)
+        most = route.most(settings.prompt_tokens)
+        admit = partial(quotas.open_call, clients.http, settings, quota, most, trace)
+        call, vector = await _admitted(clients, quota, question.text, admit, trace)
+    draft = Draft(question, route, call)
+    async with _charged_if_failed(clients, draft, trace), deadline.enforced():
+        passages = await _find(clients, db, question, vector, trace)
+        prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens)
+        draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
+        return await _kept(clients, draft, cache, trace) if settings.cache_seconds and draft.passages else draft
 
 
 async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> CitedAnswer:
     """The whole answer, its citations checked."""
-    citations, usage, model = Citations(len(draft.passages)), NO_USAGE, None
-    if draft.passages:
-        with trace.step("model"):
-            reply = await models.generate(clients.route, draft.messages, deadline)
+    if draft.passages and draft.reply is None:
+        async with _charged_if_failed(clients, draft, trace):
+            with trace.step("model"):
+                reply = await models.generate(draft.route, draft.messages, deadline, trace)
         trace.facts["attempts"] = reply.attempts
-        citations.hear(reply.text)
-        citations.rest()
-        usage, model = reply.usage, reply.model
-        _check_said(citations)
-    response = citations.text.strip() if draft.passages else prompting.NOTHING_KNOWN
-    done = _done(draft, citations, model, usage, trace)
-    return CitedAnswer(response=response, sources=sources(draft.passages), **done.model_dump())
+        draft = replace(draft, reply=reply.text, model=reply.model, spent=reply.spent)
+    said = Said(Citations(len(draft.passages)), draft.reply or "")
+    said.citations.hear(said.raw)
+    said.citations.rest()
+    failure = _failure(draft, said)
+    await _close(clients, draft, said, trace, failure.code if failure else None)
+    if failure:
+        raise failure
+    response = said.citations.text.strip() if draft.passages else prompting.NOTHING_KNOWN
+    return CitedAnswer(
+        response=response, sources=sources(draft.passages), **_done(draft, said.citations, trace).model_dump()
+    )
 
 
 async def events(
@@ -138,26 +169,30 @@ async def events(
 
     A client that goes away closes this generator, and with it the connection to the model.
     """
-    citations, usage, model = Citations(len(draft.passages)), NO_USAGE, None
-    trace.facts["code"] = "client_gone"
+    said, code = Said(Citations(len(draft.passages))), "client_gone"
+    failure: GatewayError | None = None
     try:
         yield "sources", TokenSources(sources=sources(draft.passages))
         with trace.step("model"):
-            async with aclosing(_said(clients, draft, citations, deadline)) as parts:
-                async for part in parts:
-                    if isinstance(part, Begun):
-                        model, trace.facts["attempts"] = part.model, part.attempts
-                    elif isinstance(part, Usage):
-                        usage = part
-                    else:
-                        yield "token", Token(token=part)
+            async with aclosing(_pieces(draft, said, deadline, trace)) as pieces:
+                async for piece in pieces:
+                    yield "token", Token(token=piece)
+        code = ""
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
-        trace.facts |= {"code": failure.code, "cause": type(error.__cause__ or error).__name__}
+        code = failure.code
+        trace.facts["cause"] = type(error.__cause__ or error).__name__
+    finally:
+        with anyio.CancelScope(shield=True):
+            if said.begun:
+                spent = said.spent or said.begun.spent(models.estimate(draft.messages, said.raw))
+                draft = replace(draft, model=said.begun.name, spent=spent)
+            trace.facts |= {"code": code} if code else {}
+            await _close(clients, draft, said, trace, code or None)
+    if failure:
         yield "error", Failure(**failure.body(trace.request_id))
     else:
-        del trace.facts["code"]
-        yield "done", _done(draft, citations, model, usage, trace)
+        yield "done", _done(draft, said.citations, trace)
 
 
 def sources(passages: Sequence[Passage]) -> list[TokenSource]:
@@ -165,18 +200,27 @@ def sources(passages: Sequence[Passage]) -> list[TokenSource]:
     return [TokenSource(**asdict(passage)) for passage in passages]
 
 
-async def _counted_vector(clients: Clients, quota: Quota | None, text: str, trace: Trace) -> list[float]:
-    """The question's vector, unless the caller has asked too often; a visitor's is asked for after that is known."""
-    if quota and quota.is_visitors:
+def _check(clients: Clients, question: Question) -> None:
+    limit = clients.settings.message_characters
+    if len(question.text) > limit:
+        raise InvalidRequest(f"query: longer than {limit} characters.")
+    guards.refuse_secrets(question.text)
+
+
+async def _admitted(
+    clients: Clients, quota: Quota | None, text: str, admit: Callable[[], Awaitable[Opened]], trace: Trace
+) -> tuple[Opened, list[float]]:
+    """What `admit` gives, and the question's vector; a visitor's is asked for after he is admitted."""
+    if quota and not quota.user:
         with trace.step("count"):
-            await quotas.count(clients.http, clients.settings, quota)
-        return await _embed(clients, text, trace)
+            opened = await admit()
+        return opened, await _embed(clients, text, trace)
     embedding = asyncio.create_task(_embed(clients, text, trace))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused call never asks for it
     try:
         with trace.step("count"):
-            await quotas.count(clients.http, clients.settings, quota)
-        return await embedding
+            opened = await admit()
+        return opened, await embedding
     finally:
         embedding.cancel()
 
@@ -186,35 +230,90 @@ async def _embed(clients: Clients, text: str, trace: Trace) -> list[float]:
         return await embeddings.embed_query(clients.embedder, text)
 
 
-async def _said(
-    clients: Clients, draft: Draft, citations: Citations, deadline: Deadline
-) -> AsyncGenerator[Begun | str | Usage, None]:
-    """The answer's pieces once their citations are settled, and its usage."""
+async def _find(
+    clients: Clients, db: AsyncPostgrestClient, question: Question, vector: list[float], trace: Trace
+) -> list[Passage]:
+    threshold = clients.embedder.threshold if question.match_threshold is None else question.match_threshold
+    with trace.step("search"):
+        passages = await retrieval.search(
+            db, vector, question.text, clients.embedder.model, question.match_count, threshold, question.filters
+        )
+    trace.facts["passages"] = len(passages)
+    return passages
+
+
+async def _kept(clients: Clients, draft: Draft, cache: answer_cache.Use, trace: Trace) -> Draft:
+    """With the answer that was kept for the same, or the key to keep this one by."""
+    question = draft.question
+    key = answer_cache.key(draft.route, draft.messages, question.text, question.filters, draft.passages)
+    if key is None or cache == "none":
+        return draft
+    kept = await answer_cache.read(clients, key, trace) if cache == "both" else None
+    if kept is None:
+        return replace(draft, key=key)
+    trace.facts["attempts"] = 0
+    return replace(draft, reply=kept["text"], model=kept["model"])
+
+
+async def _pieces(draft: Draft, said: Said, deadline: Deadline, trace: Trace) -> AsyncGenerator[str, None]:
+    """The answer's pieces once their citations are settled; what is known of it besides stands in `said`."""
     if not draft.passages:
         yield prompting.NOTHING_KNOWN
         return
-    async with aclosing(models.stream(clients.route, draft.messages, deadline)) as parts:
-        async for part in parts:
-            said = citations.hear(part) if isinstance(part, str) else part
-            if said:
-                yield said
-    if rest := citations.rest():
+    if draft.reply is not None:
+        said.raw = draft.reply
+        yield said.citations.hear(draft.reply)
+    else:
+        async with aclosing(models.stream(draft.route, draft.messages, deadline, trace)) as parts:
+            async for part in parts:
+                if isinstance(part, Begun):
+                    said.begun, trace.facts["attempts"] = part.model, part.attempts
+                elif isinstance(part, Spent):
+                    said.spent = part
+                else:
+                    said.raw += part
+                    if piece := said.citations.hear(part):
+                        yield piece
+    if rest := said.citations.rest():
         yield rest
-    _check_said(citations)
+    if failure := _failure(draft, said):
+        raise failure
 
 
-def _check_said(citations: Citations) -> None:
-    if not citations.text.strip():
-        raise ModelUnavailable(EMPTY)  # of citations alone, of passages that don't exist
+@asynccontextmanager
+async def _charged_if_failed(clients: Clients, draft: Draft, trace: Trace) -> AsyncIterator[None]:
+    """Gives back what a call has reserved where what runs inside fails."""
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, GatewayError) else "internal"
+        with anyio.CancelScope(shield=True):
+            await quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, error_code=code)
+        raise
 
 
-def _done(draft: Draft, citations: Citations, model: str | None, usage: Usage, trace: Trace) -> CitedDone:
-    trace.facts |= {"model": model, "inputTokens": usage.input_tokens, "outputTokens": usage.output_tokens}
+async def _close(clients: Clients, draft: Draft, said: Said, trace: Trace, error_code: str | None = None) -> None:
+    """Charge the call, and keep a whole answer of the model it was meant for."""
+    trace.facts |= {"model": draft.model, **quotas.facts(draft.spent)}
+    closing = quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, draft.model, error_code)
+    with trace.step("close"):
+        if draft.key and draft.model == draft.route.chain[0].name and not error_code:
+            await asyncio.gather(closing, answer_cache.keep(clients, draft.key, said.raw, draft.model, trace))
+        else:
+            await closing
+
+
+def _failure(draft: Draft, said: Said) -> GatewayError | None:
+    """For an answer of citations alone, of passages that don't exist."""
+    return ModelUnavailable(EMPTY) if draft.passages and not said.citations.text.strip() else None
+
+
+def _done(draft: Draft, citations: Citations, trace: Trace) -> CitedDone:
     flags = grounding.unknown(citations.text, prompting.told(draft.question.text, draft.passages))
     return CitedDone(
         citations=citations.numbers,
         flags=[Flag(**asdict(flag)) for flag in flags],
-        model=model,
-        usage=TokenUsage(**asdict(usage)),
+        model=draft.model,
+        usage=quotas.told(draft.spent),
         timings=trace.timings,
     )

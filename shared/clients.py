@@ -1,13 +1,14 @@
 """What a process keeps between requests: its settings, one HTTP client, and the clients that borrow it."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import httpx
 
 from shared.auth import Verifier
 from shared.embeddings import Embedder
-from shared.models import Route
-from shared.settings import Settings
+from shared.routing import Router
+from shared.settings import Settings, load
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
 TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
@@ -20,7 +21,7 @@ class Clients:
     settings: Settings
     http: httpx.AsyncClient
     verifier: Verifier
-    route: Route
+    router: Router
     embedder: Embedder
 
     @classmethod
@@ -30,6 +31,12 @@ class Clients:
             settings=settings,
             http=http,
             verifier=Verifier(settings, http),
-            route=Route.open(settings, http),
+            router=Router.open(settings, http),
             embedder=Embedder.open(settings, http),
         )
+
+
+@cache
+def kept() -> Clients:
+    """This process's own. Raises `Misconfigured`, again with every call until it no longer has to."""
+    return Clients.open(load())

@@ -1,14 +1,17 @@
 """Conversations as rows: open a turn, close it, rate it, read them back."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 from postgrest import AsyncPostgrestClient
+from pydantic import Field
 
-from shared import database, queue
+from shared import database, queue, quotas
 from shared.errors import (
     DatabaseUnavailable,
     Forbidden,
@@ -16,16 +19,16 @@ from shared.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
-    RateLimited,
     TurnRunning,
     Unavailable,
 )
+from shared.models import Spent
 from shared.prompting import Exchange, Swap
 from shared.settings import Settings
 from shared.telemetry import Trace
-from shared.wire import Flag, Wire
+from shared.wire import Flag, Source, TokenUsage, Wire
 
-Status = Literal["complete", "partial", "failed"]
+Status = Literal["pending", "complete", "partial", "failed"]
 TURN_COUNT = 4
 SWAP_COUNT = 10
 LEASE_MARGIN_SECONDS = 15
@@ -67,7 +70,12 @@ class Closing:
     model_version: str | None = None
     error_code: str | None = None
     input_tokens: int | None = None
+    cached_tokens: int | None = None
     output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    is_estimated: bool | None = None
+    cost_usd: str | None = None
+    latency_ms: int | None = None
     flags: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -102,6 +110,22 @@ class Conversation(Wire):
     created_at: datetime
 
 
+class WholeConversation(Conversation):
+    """A conversation with its sources and what it cost; `error_code` says why there is no answer."""
+
+    thread_id: UUID
+    sources: list[Source]
+    usage: TokenUsage
+    error_code: str | None
+
+
+class Rating(Wire):
+    """A thumb for an answer: -1 down, 0 neutral, 1 up."""
+
+    conversation_id: int = Field(ge=1, le=2**63 - 1)
+    feedback: int = Field(ge=-1, le=1, strict=True)
+
+
 class ConversationPage(Wire):
     """Some of a thread's conversations; `next` is None on the last page."""
 
@@ -114,14 +138,16 @@ async def open_turn(
     db: AsyncPostgrestClient,
     settings: Settings,
     message: str,
+    most: Spent,
+    trace: Trace,
     thread_id: UUID | None = None,
     claimed_user_id: int | None = None,
     idempotency_key: str | None = None,
 ) -> Turn:
-    """Reserve the caller's next conversation, in one round trip with his recent turns and swaps.
+    """Reserve the caller's next conversation and what it may cost, in one round trip with his recent turns and swaps.
 
     Raises `Forbidden` for another user's id, `TurnRunning` while the key's first request is at work,
-    `KeyReused` for a key with another message, `RateLimited`.
+    `KeyReused` for a key with another message, `RateLimited`, `QuotaExhausted`.
     """
     turn = await database.call(
         db,
@@ -135,8 +161,10 @@ async def open_turn(
             "swap_count": SWAP_COUNT,
             "lease_seconds": int(settings.request_timeout_seconds) + LEASE_MARGIN_SECONDS,
             "turns_per_minute": settings.turns_per_minute,
+            **quotas.reservation(most),
         },
     )
+    quotas.refuse(turn, trace)
     match turn.get("outcome"):
         case "open":
             pass
@@ -146,12 +174,12 @@ async def open_turn(
             raise Forbidden("The signed-in user has no row in the table users.")
         case "running":
             raise TurnRunning(
-                "The first request with this Idempotency-Key is still being answered.", turn["retry_after_seconds"]
+                "The first request with this Idempotency-Key is still being answered.",
+                turn["retry_after_seconds"],
+                (turn["conversation_id"], turn["thread_id"]) if turn["is_pending"] else None,
             )
         case "mismatch":
             raise KeyReused("This Idempotency-Key came with another message before: use a new one.")
-        case "limited":
-            raise RateLimited("Too many questions in the last minute.", turn["retry_after_seconds"])
         case "answered":
             said = turn["conversation"]
             turn |= {"thread_id": said["thread_id"], "user_id": 0, "attempt": "", "turns": [], "swaps": []}
@@ -168,6 +196,27 @@ async def open_turn(
         swaps=[Swap(**swap) for swap in turn["swaps"]],
         answered=turn.get("conversation"),
     )
+
+
+async def defer_turn(db: AsyncPostgrestClient, turn: Turn, hold_seconds: int) -> None:
+    """Leave an open turn to a worker: from now on its conversation is there, as pending. As the gateway."""
+    arguments = {
+        "conversation_id": turn.conversation_id,
+        "user_id": turn.user_id,
+        "thread_id": str(turn.thread_id),
+        "attempt": turn.attempt,
+        "message": turn.message,
+        "idempotency_key": turn.idempotency_key,
+        "lease_seconds": hold_seconds,
+    }
+    await database.call(db, "defer_turn", arguments)
+
+
+async def claim_turn(db: AsyncPostgrestClient, turn: Turn, seconds: float) -> Literal["claimed", "busy", "over"]:
+    """Whether this worker may answer a deferred turn, and no other one for so long; 0 lets go of it. As the gateway."""
+    arguments = {"conversation_id": turn.conversation_id, "attempt": turn.attempt, "claim_seconds": math.ceil(seconds)}
+    claim: Literal["claimed", "busy", "over"] = await database.call(db, "claim_turn", arguments)
+    return claim
 
 
 async def close_turn(db: AsyncPostgrestClient, closing: Closing) -> None:
@@ -204,12 +253,32 @@ async def rate(db: AsyncPostgrestClient, conversation_id: int, feedback: int) ->
         db.from_("conversations")
         .update({"feedback": feedback})
         .eq("id", conversation_id)
-        .neq("status", "failed")
+        .in_("status", ["complete", "partial"])
         .select("id")
         .execute()
     )
     if not rated:
         raise NotFound("There is no such answer.")
+
+
+async def read(db: AsyncPostgrestClient, conversation_id: int) -> WholeConversation:
+    """One of the caller's conversations with its sources. Raises `NotFound` for anybody else's."""
+    told = await database.call(db, "read_conversation", {"conversation_id": conversation_id})
+    if not told:
+        raise NotFound("There is no such conversation.")
+    return WholeConversation(id=told["conversation_id"], usage=usage(told), **told)
+
+
+def usage(told: Mapping[str, Any]) -> TokenUsage:
+    """What a stored conversation has spent."""
+    return TokenUsage(
+        input_tokens=told["input_tokens"] or 0,
+        cached_tokens=told["cached_tokens"] or 0,
+        output_tokens=told["output_tokens"] or 0,
+        reasoning_tokens=told["reasoning_tokens"] or 0,
+        cost_usd=told["cost_usd"] or 0,
+        estimated=told["is_estimated"] or False,
+    )
 
 
 async def list_threads(db: AsyncPostgrestClient, limit: int, before: int | None) -> ThreadPage:

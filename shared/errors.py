@@ -13,6 +13,7 @@
     ├── MethodNotAllowed         405  method_not_allowed
     ├── TurnRunning              409  turn_running            retryable
     ├── RateLimited              429  rate_limited            retryable
+    │   └── QuotaExhausted       429  quota_exhausted         retryable
     └── Unavailable              503  unavailable             retryable
         ├── DatabaseUnavailable  503  database_unavailable    retryable
         ├── EmbeddingUnavailable 503  embedding_unavailable   retryable
@@ -103,15 +104,25 @@ class MethodNotAllowed(GatewayError):
 
 
 class TurnRunning(GatewayError):
-    """The first request with this idempotency key is still being answered."""
+    """The first request with this idempotency key is still being answered; `pending` is a worker's turn and thread."""
 
     status, code, retryable = 409, "turn_running", True
+
+    def __init__(self, message: str, retry_after_seconds: int | None = None, pending: tuple[int, str] | None = None):
+        super().__init__(message, retry_after_seconds)
+        self.pending = pending
 
 
 class RateLimited(GatewayError):
     """The caller has asked too often."""
 
     status, code, retryable = 429, "rate_limited", True
+
+
+class QuotaExhausted(RateLimited):
+    """The caller's plan has no tokens or no money left for this period."""
+
+    code = "quota_exhausted"
 
 
 class Unavailable(GatewayError):
@@ -142,3 +153,12 @@ class DeadlineExceeded(Unavailable):
     """The request's time is used up."""
 
     status, code = 504, "deadline_exceeded"
+
+
+def of_code(code: str | None) -> GatewayError:
+    """The error a stored conversation names; its message is lost, the code is not."""
+    kinds = [GatewayError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    found = next((kind for kind in kinds if kind.code == code), GatewayError)
+    return found("The answer failed: ask again.")

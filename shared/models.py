@@ -5,31 +5,23 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeVar
 
-import httpx
-
-from shared.errors import DeadlineExceeded, GatewayError, InvalidRequest, Misconfigured, ModelUnavailable
+from shared import model_table
+from shared.breakers import Breakers
+from shared.errors import DeadlineExceeded, GatewayError, InvalidRequest, ModelUnavailable
 from shared.prompting import count_tokens
-from shared.providers import openai_compatible, replicate, runpod
-from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Usage
-from shared.settings import Provider, Settings, provider_key
+from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Said, Usage
+from shared.settings import ModelFacts
+from shared.telemetry import Trace, logger
 
 Answer = TypeVar("Answer")
 SENTENCE_END = re.compile(r"[.!?。！？](?=\s)")
-WIRES = {"openai": openai_compatible.connect, "replicate": replicate.connect, "runpod": runpod.connect}
-# MODEL_PROVIDERS adds to them; each has its key in <NAME>_API_KEY.
-PROVIDERS = {
-    "openai": Provider(base_url="https://api.openai.com/v1"),
-    "together": Provider(base_url="https://api.together.ai/v1"),
-    "groq": Provider(base_url="https://api.groq.com/openai/v1"),
-    "huggingface": Provider(base_url="https://router.huggingface.co/v1"),
-    "replicate": Provider(base_url="https://api.replicate.com/v1", wire="replicate"),
-    "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod"),
-}
 TOO_LATE = "The answer took too long: try again, or ask something shorter."
 ERRORS: dict[Failure, tuple[type[GatewayError], str]] = {
     Failure.BUSY: (ModelUnavailable, "The model is busy: try again."),
@@ -38,8 +30,8 @@ ERRORS: dict[Failure, tuple[type[GatewayError], str]] = {
     Failure.TOO_LONG: (InvalidRequest, "message: longer than the model reads. Ask something shorter."),
     Failure.UNACCEPTABLE: (InvalidRequest, "message: the model doesn't take it. Put it in other words."),
 }
-TO_THE_CALLER = {Failure.TOO_LONG, Failure.UNACCEPTABLE}
-OWN = "own"  # the server at MODEL_BASE_URL
+OF_THE_REQUEST = {Failure.TOO_LONG, Failure.UNACCEPTABLE}
+OF_THE_PROVIDER = {Failure.BUSY, Failure.FAILING, Failure.LATE}  # what its breaker counts
 TRIES = 3  # of one model, where the same may help
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
@@ -48,29 +40,60 @@ SHARE = 0.6  # of the time that is left, for a model that has another behind it
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model at a provider; `name` is what answers and conversations call it."""
+    """A model at a provider: `name` is what answers and conversations call it, `asked` is its `provider:model`."""
 
     name: str
+    asked: str
+    provider: str
     model: str
     chat: Chat
+    facts: ModelFacts
+
+    def spent(self, usage: Usage) -> "Spent":
+        """What the tokens cost."""
+        estimated = usage.estimated or not model_table.is_priced(self.facts)
+        return Spent(usage, model_table.cost_usd(self.facts, usage), estimated)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A call's tokens and their cost; `estimated` where either is not what the provider will charge."""
+
+    usage: Usage
+    cost_usd: Decimal
+    estimated: bool = False
+
+
+NOTHING = Spent(Usage(0, 0), Decimal(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The models in the order they are asked, how much they may say, and how long they may pause while they do."""
+    """The models in the order they are asked, how much they may say, and how long they may pause while they do.
+
+    `detours` are the models for what the others won't take, by what is the matter with it.
+    """
 
     chain: Sequence[Model]
+    detours: Mapping[Failure, Sequence[Model]]
+    breakers: Breakers
     answer_tokens: int
+    answer_characters: int
     stall_seconds: float
 
-    @classmethod
-    def open(cls, settings: Settings, http: httpx.AsyncClient) -> "Route":
-        """MODEL_CHAIN, or the one model at MODEL_BASE_URL. Raises `Misconfigured`."""
-        names = [name.strip() for name in (settings.model_chain or "").split(",") if name.strip()]
-        if not names and not settings.model_name:
-            raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
-        chain = [_open(settings, http, name) for name in names or [f"{OWN}:{settings.model_name}"]]
-        return cls(chain, settings.answer_tokens, settings.stall_seconds)
+    def most(self, prompt_tokens: int) -> Spent:
+        """What an answer can cost at most, by the dearest of the chain."""
+        usage = Usage(prompt_tokens, self.answer_tokens)
+        return max((model.spent(usage) for model in self.chain), key=lambda spent: spent.cost_usd)
+
+    def ask(self, model: Model, messages: Sequence[Message], seconds: float) -> Ask:
+        """The call as the model takes it. Raises `ProviderFailed` for what it can't read whole."""
+        facts = model.facts
+        max_tokens = min(self.answer_tokens, facts.max_tokens or self.answer_tokens)
+        asked = _joined(messages) if facts.system_prompt is False else messages
+        if facts.context_tokens and _tokens(messages) + max_tokens > facts.context_tokens:
+            raise ProviderFailed(Failure.TOO_LONG, "longer than its context")
+        return Ask(model.model, asked, max_tokens, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +121,11 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said, which one it was, its tokens, and how many attempts it took."""
+    """What the model said, which one it was, what it spent, and how many attempts it took."""
 
     text: str
     model: str
-    usage: Usage
+    spent: Spent
     attempts: int
 
 
@@ -110,32 +133,29 @@ class Reply:
 class Begun:
     """What opens a stream: which model it is, and how many attempts it took."""
 
-    model: str
+    model: Model
     attempts: int
 
 
-async def generate(route: Route, messages: Sequence[Message], deadline: Deadline) -> Reply:
-    """A model's whole answer, to its last whole sentence where the token limit cut it off.
+async def generate(route: Route, messages: Sequence[Message], deadline: Deadline, trace: Trace) -> Reply:
+    """A model's whole answer, to its last whole sentence where a limit cut it off.
 
     Raises `ModelUnavailable` where none of the chain answers, `DeadlineExceeded`, and `InvalidRequest` for what a model
     won't take.
     """
 
-    async def ask(model: Model, seconds: float) -> tuple[str, str, Usage]:
-        said = await model.chat.generate(Ask(model.model, messages, route.answer_tokens, seconds))
-        if not said.text.strip():
-            raise ProviderFailed(Failure.EMPTY)
-        text = _whole_sentences(said.text) if said.cut_off else said.text.strip()
-        return text, model.name, said.usage or estimate(messages, said.text)
+    async def ask(model: Model, seconds: float) -> tuple[str, str, Spent]:
+        said = await model.chat.generate(route.ask(model, messages, seconds))
+        return said_text(route, said), model.name, spent_on(model, messages, said)
 
-    answer, attempts = await _first(route, deadline, ask)
+    answer, attempts = await _first(route, deadline, trace, ask)
     return Reply(*answer, attempts)
 
 
 async def stream(
-    route: Route, messages: Sequence[Message], deadline: Deadline
-) -> AsyncGenerator[Begun | str | Usage, None]:
-    """Which model it is, its answer as it comes, and its usage once.
+    route: Route, messages: Sequence[Message], deadline: Deadline, trace: Trace
+) -> AsyncGenerator[Begun | str | Spent, None]:
+    """Which model it is, its answer as it comes, and what it spent, once.
 
     Another model may take over until the first piece has come; after that a failure ends the answer. Closing the
     iterator closes the connection to the model, which ends the work there. Raises what `generate` does.
@@ -144,7 +164,7 @@ async def stream(
     usage: Usage | None = None
 
     async def begin(model: Model, _: float) -> tuple[Model, AsyncGenerator[str | Usage, None], str | Usage | None]:
-        parts = model.chat.stream(Ask(model.model, messages, route.answer_tokens, deadline.remaining()))
+        parts = model.chat.stream(route.ask(model, messages, deadline.remaining()))
         try:
             first = await anext(parts, None)
             if not isinstance(first, str):
@@ -154,55 +174,91 @@ async def stream(
             raise
         return model, parts, first
 
-    (model, parts, part), attempts = await _first(route, deadline, begin)
+    (model, parts, part), attempts = await _first(route, deadline, trace, begin)
     async with aclosing(parts):
-        yield Begun(model.name, attempts)
-        while part is not None:
+        yield Begun(model, attempts)
+        while part is not None and len(said) < route.answer_characters:
             if isinstance(part, Usage):
                 usage = part
             else:
+                part = part[: route.answer_characters - len(said)]
                 said += part
                 yield part
             part = await _next(parts, deadline, route.stall_seconds)
     if not said.strip():
         raise _ours(ProviderFailed(Failure.EMPTY))
-    yield usage or estimate(messages, said)
+    yield model.spent(usage or estimate(messages, said))
+
+
+def said_text(route: Route, said: Said) -> str:
+    """A whole answer's text, to its last whole sentence where a limit cut it off. Raises `ProviderFailed`."""
+    if not said.text.strip():
+        raise ProviderFailed(Failure.EMPTY)
+    text = said.text[: route.answer_characters]
+    return _whole_sentences(text) if said.cut_off or text != said.text else text.strip()
+
+
+def spent_on(model: Model, messages: Sequence[Message], said: Said) -> Spent:
+    """What a whole answer spent."""
+    return model.spent(said.usage or estimate(messages, said.text))
 
 
 def estimate(messages: Sequence[Message], said: str) -> Usage:
     """Usage where the server reported none."""
-    asked = sum(count_tokens(message["content"]) for message in messages)
-    return Usage(asked, count_tokens(said) if said else 0, estimated=True)
+    return Usage(_tokens(messages), count_tokens(said) if said else 0, estimated=True)
 
 
 async def _first(
-    route: Route, deadline: Deadline, attempt: Callable[[Model, float], Awaitable[Answer]]
+    route: Route, deadline: Deadline, trace: Trace, attempt: Callable[[Model, float], Awaitable[Answer]]
 ) -> tuple[Answer, int]:
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
-    What is wrong with the request itself goes to the caller at once.
+    What is wrong with the request itself goes to the models that are there for it, or to the caller at once.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
-    for place, model in enumerate(route.chain, start=1):
+    waiting, detours = deque(route.chain), dict(route.detours)
+    while waiting:
+        model = waiting.popleft()
+        if rest_seconds := route.breakers.wait_seconds(model.provider):
+            failed = ProviderFailed(Failure.BUSY, "resting after failures", rest_seconds)
+            continue
         for number in range(1, TRIES + 1):
-            left = deadline.remaining() * (1 if place == len(route.chain) else SHARE)
+            left = deadline.remaining() * (SHARE if waiting else 1)
+            left = min(left, model.facts.timeout_seconds or left)
             attempts += 1
             try:
                 async with asyncio.timeout(left):
-                    return await attempt(model, left), attempts
+                    answer = await attempt(model, left)
+                route.breakers.note(model.provider, has_failed=False)
+                return answer, attempts
             except TimeoutError as error:
                 failed = ProviderFailed(Failure.LATE)
                 failed.__cause__ = error
             except ProviderFailed as error:
                 failed = error
+            logger.warning("try failed", extra=_facts(trace, model, number, failed))
             pause = _pause(failed, number)
             if pause is None or pause >= deadline.remaining():
                 break
             await asyncio.sleep(pause)
-        if failed.failure in TO_THE_CALLER:
-            break
+        if failed.failure in OF_THE_PROVIDER:
+            route.breakers.note(model.provider, has_failed=True)
+        if failed.failure in OF_THE_REQUEST:
+            waiting = deque(detours.pop(failed.failure, ()))
+            detours = {}
     raise _ours(failed) from failed
+
+
+def _facts(trace: Trace, model: Model, number: int, failed: ProviderFailed) -> dict[str, object]:
+    """What a log line may say of a try that failed: the provider's own words may hold the user's."""
+    return {
+        "requestId": trace.request_id,
+        "provider": model.provider,
+        "model": model.name,
+        "try": number,
+        "failure": failed.failure.value,
+    }
 
 
 async def _next(
@@ -234,16 +290,16 @@ def _ours(failed: ProviderFailed) -> GatewayError:
     return kind(message, math.ceil(failed.retry_after_seconds or 0) or None)
 
 
-def _open(settings: Settings, http: httpx.AsyncClient, name: str) -> Model:
-    provider, _, model = name.partition(":")
-    if provider == OWN and model and settings.model_base_url:
-        chat = openai_compatible.connect(http, settings.model_base_url, settings.model_api_key)
-        return Model(model, model, chat)
-    providers = PROVIDERS | (settings.model_providers or {})
-    if not model or provider not in providers:
-        raise Misconfigured(f"MODEL_CHAIN: {name} is no provider:model of {', '.join([OWN, *providers])}.")
-    row = providers[provider]
-    return Model(name, model, WIRES[row.wire](http, row.base_url, provider_key(provider)))
+def _tokens(messages: Sequence[Message]) -> int:
+    return sum(count_tokens(message["content"]) for message in messages)
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """The system's words at the head of the user's, for models that have no place for them."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    first = Message(role=others[0]["role"], content="\n\n".join([*system, others[0]["content"]]))
+    return [first, *others[1:]]
 
 
 def _whole_sentences(text: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,21 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 Event = Mapping[str, Any]
+MARGIN_SECONDS = 5  # of an invocation's time, to write down what its work came to
 
 
-async def send(queue_url: str, body: Mapping[str, Any]) -> None:
-    """Put one message on the queue. Raises `Unavailable`."""
-    await asyncio.to_thread(_send, queue_url, json.dumps(body))
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as it comes: which delivery of it this is, from 1, and how long its work may take."""
+
+    body: str
+    number: int
+    seconds: float
+
+
+async def send(queue_url: str, body: Mapping[str, Any], delay_seconds: int = 0) -> None:
+    """Put one message on the queue, to be delivered after the delay (15 minutes at most). Raises `Unavailable`."""
+    await asyncio.to_thread(_send, queue_url, json.dumps(body), delay_seconds)
 
 
 def is_delivery(event: Event) -> bool:
@@ -26,26 +37,32 @@ def is_delivery(event: Event) -> bool:
     return bool(records[0].get("eventSource") == "aws:sqs")
 
 
-async def consume(event: Event, work: Callable[[str], Awaitable[None]]) -> dict[str, Any]:
-    """Do each message's work; the answer names those that failed, so that SQS delivers only these again.
+async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], seconds: float) -> dict[str, Any]:
+    """Do the messages' work side by side; the answer names those that failed, so that SQS delivers only these again.
 
     The event source mapping must have ReportBatchItemFailures.
     """
+    records = event["Records"]
+    deliveries = [_delivery(record, seconds - MARGIN_SECONDS) for record in records]
+    outcomes = await asyncio.gather(*map(work, deliveries), return_exceptions=True)
     failures = []
-    for record in event["Records"]:
-        try:
-            await work(record["body"])
-        except Exception as error:
-            logger.error("queue message failed", extra={"messageId": record["messageId"], "kind": type(error).__name__})
+    for record, outcome in zip(records, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            extra = {"messageId": record["messageId"], "kind": type(outcome).__name__}
+            logger.error("queue message failed", extra=extra)
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
 
 
-def _send(queue_url: str, text: str) -> None:
+def _delivery(record: Mapping[str, Any], seconds: float) -> Delivery:
+    return Delivery(record["body"], int(record["attributes"]["ApproximateReceiveCount"]), seconds)
+
+
+def _send(queue_url: str, text: str, delay_seconds: int) -> None:
     from botocore.exceptions import BotoCoreError, ClientError  # a quarter of a second that only a failed write pays
 
     try:
-        _sqs().send_message(QueueUrl=queue_url, MessageBody=text)
+        _sqs().send_message(QueueUrl=queue_url, MessageBody=text, DelaySeconds=delay_seconds)
     except (BotoCoreError, ClientError) as error:
         raise Unavailable("The queue can't be reached.") from error
 

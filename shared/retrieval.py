@@ -23,6 +23,7 @@ class Passage:
     source: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     content_hash: str = ""
+    is_private: bool = False
 
     def __str__(self) -> str:
         return f"{self.title}: {self.content}" if self.title else self.content

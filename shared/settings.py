@@ -2,13 +2,17 @@
 
 import os
 import re
+from decimal import Decimal
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     Json,
     SecretStr,
@@ -25,6 +29,40 @@ class Provider(BaseModel):
 
     base_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
     wire: Literal["openai", "replicate", "runpod"] = "openai"
+
+
+Usd = Annotated[Decimal | None, Field(ge=0, allow_inf_nan=False)]
+
+
+class ModelFacts(BaseModel):
+    """What is known of a model; prices are USD for a million tokens, and None is what its provider's models have.
+
+    `base_url` and `key_name` are for a model with an address or a key of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))] | None = None
+    key_name: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    context_tokens: Annotated[int, Field(ge=1)] | None = None
+    system_prompt: bool | None = None
+    input_usd: Usd = None
+    cached_input_usd: Usd = None
+    output_usd: Usd = None
+    reasoning_usd: Usd = None
+
+
+def _without_slash(url: str | None) -> str | None:
+    return url.rstrip("/") if url else None
+
+
+def _read(path: str | None) -> bytes | None:
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise ValueError("no file that can be read") from error
 
 
 def _needed_without_a_chain(value: str | None, info: ValidationInfo) -> str | None:
@@ -60,6 +98,16 @@ class Settings(BaseSettings):
     )
     model_name: Annotated[str | None, AfterValidator(_needed_without_a_chain)] = Field(None, validate_default=True)
     model_api_key: SecretStr = SecretStr("none")
+    # Which of them a request may name besides, and who takes over where a question is too long or isn't acceptable.
+    allowed_models: str | None = None
+    context_fallbacks: str | None = None
+    content_fallbacks: str | None = None
+    # What is known of models, by "provider:model", "provider:*" or "*": addresses, limits, prices.
+    models: Json[dict[str, ModelFacts]] | None = None
+    models_file: Annotated[Json[dict[str, ModelFacts]] | None, BeforeValidator(_read)] = None
+    # A provider that fails so often in a row rests for so long.
+    breaker_failures: int = Field(5, ge=1)
+    breaker_seconds: float = Field(30, gt=0)
     # "provider:model", or a model of the OpenAI-compatible server at the address; threshold and dimensions are
     # the model's own unless they are set.
     embedding_model: str
@@ -68,12 +116,18 @@ class Settings(BaseSettings):
     embedding_dimensions: int | None = Field(None, ge=1, le=1536)
     embedding_threshold: float | None = Field(None, ge=-1, le=1)
 
-    # Where an answer goes that could not be written: an SQS queue of the same function.
+    # Where answers go that can't be written, or that nobody waits for: an SQS queue of the same function.
     queue_url: str | None = None
+    answer_tries: int = Field(3, ge=1)
+    # ai-finance's address, for providers that call back, and the secret by which Replicate signs.
+    webhook_url: Annotated[str | None, Field(pattern=r"^https?://"), AfterValidator(_without_slash)] = None
+    replicate_webhook_secret: SecretStr | None = None
 
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)
     answer_tokens: int = Field(500, ge=1)
+    answer_characters: int = Field(20_000, ge=100)
+    cache_seconds: int = Field(3600, ge=0)
     stall_seconds: float = Field(20, gt=0)
     turns_per_minute: int = Field(20, ge=1)
     anonymous_turns_per_minute: int = Field(5, ge=1)
@@ -93,11 +147,11 @@ def load() -> Settings:
         raise Misconfigured(f"Missing or malformed settings: {', '.join(names)}.") from None
 
 
-def provider_key(provider: str) -> SecretStr:
-    """The key of a provider of models. Raises `Misconfigured`, naming the setting."""
-    name = f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
+def provider_key(provider: str, name: str | None = None) -> SecretStr:
+    """The key of a provider of models, or the one of that name. Raises `Misconfigured`, naming the setting."""
+    name = name or f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
     if not os.environ.get(name):
-        raise Misconfigured(f"Missing settings: {name}, the key for {provider} in MODEL_CHAIN.")
+        raise Misconfigured(f"Missing settings: {name}, the key for models of {provider}.")
     return SecretStr(os.environ[name])
 
 

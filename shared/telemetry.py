@@ -13,11 +13,12 @@ logger = Logger(service="supabase-ai-gateway", use_rfc3339=True)
 
 @dataclass(slots=True)
 class Trace:
-    """What is known of one request so far: its id, its steps' milliseconds, and facts worth a log field."""
+    """What is known of one request so far: its id, its steps' milliseconds, facts worth a log field, and headers."""
 
     request_id: str
     timings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

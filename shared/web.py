@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import auth, database, queue, settings
-from shared.clients import Clients
+from shared.clients import Clients, kept
 from shared.errors import (
     BodyTooLarge,
     Forbidden,
@@ -32,8 +32,9 @@ from shared.errors import (
     Unauthenticated,
 )
 from shared.models import Deadline
+from shared.queue import Delivery
 from shared.telemetry import Trace, logger
-from shared.wire import Wire
+from shared.wire import Pending, Wire
 
 Event = tuple[str, Wire]
 Events = AsyncGenerator[Event, None]
@@ -49,17 +50,21 @@ PREFLIGHT = [
     ),
     (b"access-control-max-age", b"86400"),
 ]
-EXPOSED = b"x-request-id, retry-after, x-gateway-model, x-gateway-attempts, x-gateway-overhead-ms"
+EXPOSED = (
+    b"x-request-id, retry-after, location, preference-applied, x-gateway-model, x-gateway-attempts, "
+    b"x-gateway-overhead-ms, x-gateway-cost-usd, x-gateway-cache, "
+    + b", ".join(
+        b"x-ratelimit-%s-%s" % (figure, kind)
+        for kind in (b"requests", b"tokens", b"usd")
+        for figure in (b"limit", b"remaining", b"reset")
+    )
+)
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not collect the events
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,64}")
 
 
-async def _clients(request: Request) -> Clients:
-    state = request.app.state
-    if not hasattr(state, "clients"):
-        state.clients = Clients.open(settings.load())
-    clients: Clients = state.clients
-    return clients
+async def _clients() -> Clients:
+    return kept()
 
 
 async def _caller(request: Request, clients: Annotated[Clients, Depends(_clients)]) -> auth.Caller:
@@ -148,7 +153,9 @@ def create_app(name: str, router: APIRouter, larger_bodies: Mapping[str, int] = 
     return Edge(name, app, larger_bodies)
 
 
-def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]] | None = None) -> Callable[[Any, Any], Any]:
+def create_handler(
+    app: ASGIApp, work: Callable[[Delivery], Awaitable[None]] | None = None
+) -> Callable[[Any, Any], Any]:
     """The Lambda entry: HTTP events go to the app, queue messages to `work` if there is any, on one kept event loop."""
     adapter = Mangum(cast(ASGI, app), lifespan="off")
     loop = asyncio.new_event_loop()
@@ -156,7 +163,8 @@ def create_handler(app: ASGIApp, work: Callable[[str], Awaitable[None]] | None =
     def handler(event: dict[str, Any], context: Any) -> Any:
         asyncio.set_event_loop(loop)
         if work and queue.is_delivery(event):
-            return loop.run_until_complete(queue.consume(event, work))
+            seconds = context.get_remaining_time_in_millis() / 1000
+            return loop.run_until_complete(queue.consume(event, work, seconds))
         return adapter(event, context)
 
     return handler
@@ -186,6 +194,7 @@ class Edge:
                     *message["headers"],
                     (b"x-request-id", trace.request_id.encode()),
                     *_gateway_headers(trace, started),
+                    *((name.encode(), value.encode()) for name, value in trace.headers.items()),
                     *_cors(headers.get(b"origin", "")),
                     *(PREFLIGHT if scope["method"] == "OPTIONS" else []),
                 ]
@@ -242,6 +251,17 @@ def wants_stream(request: Request, asked: bool) -> bool:
     return asked or "text/event-stream" in request.headers.get("accept", "").lower()
 
 
+def later(request: Request, wait_seconds: int, pending: Pending) -> JSONResponse:
+    """202: where the answer will be, which is also what is said of how the request was taken."""
+    name = request.url.path.rstrip("/")
+    headers = {
+        "location": f"{name}/conversations/{pending.conversation_id}",
+        "preference-applied": f"wait={wait_seconds}" if wait_seconds else "respond-async",
+        "retry-after": "1",
+    }
+    return JSONResponse(pending.model_dump(by_alias=True, mode="json"), status_code=202, headers=headers)
+
+
 async def _encoded(first: Event, rest: Events) -> AsyncIterator[str]:
     yield _frame(first)
     async for event in rest:
@@ -290,13 +310,14 @@ def _gateway_headers(trace: Trace, started: float) -> list[tuple[bytes, bytes]]:
 
     Events begin before any of that is known, and so do answers without a model.
     """
-    if not trace.facts.get("attempts"):
+    if "attempts" not in trace.facts:
         return []
     spent = (time.perf_counter() - started) * 1000 - trace.timings.get("embed", 0) - trace.timings.get("model", 0)
     return [
         (b"x-gateway-model", str(trace.facts.get("model")).encode()),
         (b"x-gateway-attempts", str(trace.facts["attempts"]).encode()),
         (b"x-gateway-overhead-ms", f"{max(0.0, spent):.1f}".encode()),
+        (b"x-gateway-cost-usd", f"{trace.facts.get('costUsd', 0):.8f}".encode()),
     ]
 
 

@@ -1,7 +1,8 @@
 """Bodies on the wire: camelCase there, snake_case here."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import date
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -38,10 +39,16 @@ class Token(Wire):
 
 
 class TokenUsage(Wire):
-    """Tokens of the model's call; `estimated` where the server didn't count them."""
+    """Tokens of the model's call and their cost; `estimated` where nobody counted them, or knows their price.
+
+    Cached tokens are among the input's, reasoning tokens among the output's.
+    """
 
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
+    reasoning_tokens: int
+    cost_usd: float
     estimated: bool
 
 
@@ -68,6 +75,44 @@ class Answer(Done):
 
     response: str
     sources: list[Source]
+
+
+class Pending(Wire):
+    """A conversation that is answered later: over Realtime, and to who asks for it by its id."""
+
+    conversation_id: int
+    thread_id: UUID
+    status: Literal["pending"] = "pending"
+
+
+class Spending(Wire):
+    """What was spent since the day it starts on, reservations included; a limit is None where the plan has none."""
+
+    starts_on: date
+    requests: int
+    tokens: int
+    tokens_limit: int | None
+    cost_usd: float
+    usd_limit: float | None
+
+
+class ModelUsage(Wire):
+    """What a model was asked this month."""
+
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float
+
+
+class Usage(Wire):
+    """A user's plan and spending."""
+
+    plan: str | None
+    day: Spending
+    month: Spending
+    models: list[ModelUsage]
 
 
 class TokenSource(Source):

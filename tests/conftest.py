@@ -15,6 +15,9 @@ LIMITS = {  # tests ask often and look at no answer's words
     "SEARCHES_PER_MINUTE": "1000",
     "ANONYMOUS_SEARCHES_PER_MINUTE": "1000",
     "ANSWER_TOKENS": "24",
+    "BREAKER_FAILURES": "1000",
+    "CACHE_SECONDS": "0",
+    "MODELS": '{"*": {"input_usd": 1, "output_usd": 3}}',
 }
 
 

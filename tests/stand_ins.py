@@ -18,6 +18,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 ANSWER = ["TON is ", "the native coin ", "of The Open Network."]
+# What an answer says of the stand-in's 40 and 9 tokens, at a dollar and three for a million.
+USAGE = {
+    "inputTokens": 40,
+    "cachedTokens": 0,
+    "outputTokens": 9,
+    "reasoningTokens": 0,
+    "costUsd": 6.7e-05,
+    "estimated": False,
+}
 
 
 @dataclass(slots=True)

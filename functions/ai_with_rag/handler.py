@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, model_validator
 
-from shared import cited_answers, knowledge, quotas, web
+from shared import answer_cache, cited_answers, knowledge, quotas, web
 from shared.cited_answers import Ask, Question
 from shared.knowledge import DocumentPage, Outcome
 from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
@@ -35,7 +35,8 @@ async def ask(
     """Answer a question from the token knowledge; with `stream` as server-sent events."""
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     quota = quotas.of_turns(clients.settings, caller, web.address(request))
-    draft = await cited_answers.prepare(clients, db, quota, body, deadline, trace)
+    cache = answer_cache.use(request.headers.get("cache-control"))
+    draft = await cited_answers.prepare(clients, db, quota, body, body.model, cache, deadline, trace)
     if web.wants_stream(request, body.stream):
         return await web.event_stream(cited_answers.events(clients, draft, deadline, trace))
     return await cited_answers.whole(clients, draft, deadline, trace)
@@ -48,7 +49,7 @@ async def search(
     """The passages that bear on a question; no model is asked."""
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     quota = quotas.of_searches(clients.settings, caller, web.address(request))
-    passages = await cited_answers.find(clients, db, quota, body, deadline, trace)
+    passages = await cited_answers.search(clients, db, quota, body, deadline, trace)
     return Found(sources=cited_answers.sources(passages), timings=trace.timings)
 
 

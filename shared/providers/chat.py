@@ -3,7 +3,8 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 
 class Message(TypedDict):
@@ -15,11 +16,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call; `estimated` where the server didn't report them."""
+    """Tokens of one call; `estimated` where the server didn't report them.
+
+    Those it had in its cache are among the input tokens, those of its reasoning among the output tokens.
+    """
 
     input_tokens: int
     output_tokens: int
     estimated: bool = False
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +83,6 @@ class Chat:
 
     generate: Callable[[Ask], Awaitable[Said]]
     stream: Callable[[Ask], AsyncGenerator[str | Usage, None]]
+    submit: Callable[[Ask, str], Awaitable[str]] | None = None
+    collect: Callable[[Ask, str], Awaitable[Said | None]] | None = None
+    cancel: Callable[[Ask, str], Awaitable[None]] | None = None

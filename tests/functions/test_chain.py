@@ -16,7 +16,7 @@ from infra.local.stack import Stack
 from tests.functions.test_refusals import assert_refused
 from tests.replicate_stand_in import Replicate
 from tests.runpod_stand_in import RunPod
-from tests.stand_ins import ANSWER, Model, serving
+from tests.stand_ins import ANSWER, USAGE, Model, serving
 from tests.users import User
 
 QUESTION = "What is TON?"
@@ -271,11 +271,10 @@ def test_replicate_answers_whole_and_in_events(stack: Stack, alice: User, both: 
             with alice.ask_in_events(origin, QUESTION) as told:
                 heard = list(told)
 
-    usage = {"inputTokens": 40, "outputTokens": 9, "estimated": False}
-    assert (whole["response"], whole["model"], whole["usage"]) == ("".join(ANSWER), "near:meta/llama", usage)
+    assert (whole["response"], whole["model"], whole["usage"]) == ("".join(ANSWER), "near:meta/llama", USAGE)
     assert [event["token"] for name, event in heard if name == "token"] == ANSWER
     assert heard[-1][0] == "done"
-    assert heard[-1][1]["usage"] == usage
+    assert heard[-1][1]["usage"] == USAGE
 
 
 def test_a_job_at_runpod_that_fails_is_cancelled_or_over_and_the_next_one_answers(

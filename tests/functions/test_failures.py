@@ -241,7 +241,7 @@ def test_keeps_a_question_whose_client_left_before_the_first_event(stack: Stack,
     assert (row["status"], row["response"], row["error_code"]) == ("failed", "", "client_gone")
 
 
-def test_logs_one_line_a_request_without_texts_tokens_or_keys(
+def test_logs_one_line_a_request_and_one_a_failed_try_without_texts_tokens_or_keys(
     stack: Stack, model: Model, knowledge: None, alice: User
 ) -> None:
     secret = uuid.uuid4().hex
@@ -255,12 +255,15 @@ def test_logs_one_line_a_request_without_texts_tokens_or_keys(
     text = log.read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     [line] = [line for line in lines if line.get("requestId") == "logged-1"]
-    [failed] = [line for line in lines if line.get("requestId") == "logged-2"]
+    *tries, failed = [line for line in lines if line.get("requestId") == "logged-2"]
     assert line["status"] == 200
     assert line["conversationId"] == answer["conversationId"]
     assert {"auth", "open", "embed", "match", "model", "close"} <= line["timings"].keys()
     assert (line["inputTokens"], line["outputTokens"]) == (40, 9)
     assert (failed["status"], failed["code"]) == (503, "model_unavailable")
+    assert [(line["model"], line["try"], line["failure"]) for line in tries] == [
+        ("stand-in", number, "failing") for number in (1, 2, 3)
+    ]
     keys = stack.keys
     for kept_out in (secret, alice.token, keys.secret, keys.jwt_secret, ANSWER[1].strip()):
         assert kept_out not in text

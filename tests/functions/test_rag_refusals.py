@@ -264,7 +264,7 @@ def test_lets_nobody_on_whose_call_it_cannot_count(
     stack: Stack, model: Model, tokens: dict[str, Any], visitor: Headers
 ) -> None:
     asked = len(model.asked)
-    proxy = Proxy(stack.url, refused="/rpc/count_call")
+    proxy = Proxy(stack.url, refused="_call")
     with functions_behind(proxy, stack, MODEL_BASE_URL=f"{model.url}/v1", **anybody.GENEROUS) as origin:
         answers = [ask(origin, visitor, "What is Notcoin?", **tokens), search(origin, visitor, "What?", **tokens)]
 

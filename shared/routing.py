@@ -1,0 +1,178 @@
+"""Which models a request is sent to: the served version that is the user's, and the chain behind it."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from shared import database, model_table
+from shared.breakers import Breakers
+from shared.errors import GatewayError, InvalidRequest, Misconfigured
+from shared.models import Model, Route
+from shared.providers import openai_compatible, replicate, runpod
+from shared.providers.chat import Failure
+from shared.settings import ModelFacts, Provider, Settings, provider_key
+from shared.telemetry import logger
+
+FRESH_SECONDS = 5
+STATE_SECONDS = 2  # of a request's time for the first look
+WIRES = {"openai": openai_compatible.connect, "replicate": replicate.connect, "runpod": runpod.connect}
+# MODEL_PROVIDERS adds to them; each has its key in <NAME>_API_KEY.
+PROVIDERS = {
+    "openai": Provider(base_url="https://api.openai.com/v1"),
+    "together": Provider(base_url="https://api.together.ai/v1"),
+    "groq": Provider(base_url="https://api.groq.com/openai/v1"),
+    "huggingface": Provider(base_url="https://router.huggingface.co/v1"),
+    "replicate": Provider(base_url="https://api.replicate.com/v1", wire="replicate"),
+    "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod"),
+}
+OWN = "own"  # the server at MODEL_BASE_URL
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of `model_metadata` that is served: its model, and its share of the users relative to the others'."""
+
+    model: Model
+    weight: float
+
+
+@dataclass(slots=True)
+class Router:
+    """Open once a process. What the database says of versions and breakers is a few seconds old at most.
+
+    It is looked up beside the requests, which wait for the very first look alone.
+    """
+
+    settings: Settings
+    http: httpx.AsyncClient
+    chain: Sequence[Model]
+    allowed: Mapping[str, Model]
+    detours: Mapping[Failure, Sequence[Model]]
+    breakers: Breakers
+    versions: Sequence[Version] = ()
+    looked_at: float | None = None
+    looking: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, settings: Settings, http: httpx.AsyncClient) -> "Router":
+        """The models the settings name. Raises `Misconfigured`."""
+        chain = _named(settings, http, settings.model_chain)
+        if not chain and not settings.model_name:
+            raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
+        chain = chain or [_open(settings, http, f"{OWN}:{settings.model_name}")]
+        others = _named(settings, http, settings.allowed_models)
+        return cls(
+            settings=settings,
+            http=http,
+            chain=chain,
+            allowed={model.name: model for model in [*chain, *others]},
+            detours={
+                Failure.TOO_LONG: _named(settings, http, settings.context_fallbacks),
+                Failure.UNACCEPTABLE: _named(settings, http, settings.content_fallbacks),
+            },
+            breakers=Breakers(settings, http),
+        )
+
+    async def route(self, user_key: str, wanted: str | None = None) -> Route:
+        """The models for one request in the order they are asked; the same user has the same version.
+
+        Raises `InvalidRequest` for a wanted model that isn't allowed.
+        """
+        await self._look()
+        first = self._allowed(wanted) if wanted else _chosen(self.versions, user_key)
+        settings = self.settings
+        return Route(
+            chain=[first, *(model for model in self.chain if model.name != first.name)] if first else self.chain,
+            detours=self.detours,
+            breakers=self.breakers,
+            answer_tokens=settings.answer_tokens,
+            answer_characters=settings.answer_characters,
+            stall_seconds=settings.stall_seconds,
+        )
+
+    def named(self, name: str) -> Model | None:
+        """An allowed or served model by the name that answers have."""
+        return {**{version.model.name: version.model for version in self.versions}, **self.allowed}.get(name)
+
+    def wire(self, provider: str) -> str | None:
+        """What a provider of the table speaks."""
+        row = (PROVIDERS | (self.settings.model_providers or {})).get(provider)
+        return row.wire if row else None
+
+    def names(self) -> list[str]:
+        """The names a request may ask for."""
+        return list(dict.fromkeys([*self.allowed, *(version.model.name for version in self.versions)]))
+
+    def _allowed(self, wanted: str) -> Model:
+        model = self.named(wanted)
+        if model is None:
+            raise InvalidRequest(f"model: not one of {', '.join(self.names())}.")
+        return model
+
+    async def _look(self) -> None:
+        """Look again where what is known is old; only who comes first waits for it."""
+        if self.looking is None and (self.looked_at is None or time.monotonic() - self.looked_at > FRESH_SECONDS):
+            self.looking = asyncio.create_task(self._look_up())
+        if self.looked_at is None and self.looking:
+            await asyncio.shield(self.looking)
+
+    async def _look_up(self) -> None:
+        """What is known stays where the database doesn't say: it is asked again in a few seconds."""
+        try:
+            with suppress(GatewayError):
+                db = database.as_gateway(self.http, self.settings)
+                state = await database.call(db, "gateway_state", {}, STATE_SECONDS)
+                self.breakers.learn(state["breakers"])
+                self.versions = [version for row in state["models"] if (version := self._version(row))]
+        finally:
+            self.looked_at, self.looking = time.monotonic(), None
+
+    def _version(self, row: Mapping[str, Any]) -> Version | None:
+        known = next((version for version in self.versions if version.model.name == row["name"]), None)
+        asked = f"{row['provider']}:{row['model']}"
+        if known and known.model.asked == asked:
+            return Version(known.model, row["weight"])
+        try:
+            return Version(_open(self.settings, self.http, asked, row["name"]), row["weight"])
+        except Misconfigured as error:  # the chain answers without it
+            logger.error("a served version can't be asked", extra={"version": row["name"], "reason": error.message})
+            return None
+
+
+def _chosen(versions: Sequence[Version], user_key: str) -> Model | None:
+    """The version whose part of the whole the user's hash falls into; a part that grows keeps its users."""
+    place = int.from_bytes(hashlib.sha256(user_key.encode()).digest()[:8]) / 2**64
+    place *= sum(version.weight for version in versions)
+    for version in versions:
+        place -= version.weight
+        if place < 0:
+            return version.model
+    return versions[-1].model if versions else None
+
+
+def _named(settings: Settings, http: httpx.AsyncClient, names: str | None) -> list[Model]:
+    return [_open(settings, http, name.strip()) for name in (names or "").split(",") if name.strip()]
+
+
+def _open(settings: Settings, http: httpx.AsyncClient, asked: str, name: str | None = None) -> Model:
+    provider, _, model = asked.partition(":")
+    providers = PROVIDERS | (settings.model_providers or {})
+    known = model_table.facts(settings, asked)
+    if provider == OWN and model and settings.model_base_url:
+        chat = openai_compatible.connect(http, known.base_url or settings.model_base_url, _own_key(settings, known))
+        return Model(name or model, asked, provider, model, chat, known)
+    if not model or provider not in providers:
+        raise Misconfigured(f"MODEL_CHAIN: {asked} is no provider:model of {', '.join([OWN, *providers])}.")
+    row = providers[provider]
+    chat = WIRES[row.wire](http, known.base_url or row.base_url, provider_key(provider, known.key_name))
+    return Model(name or asked, asked, provider, model, chat, known)
+
+
+def _own_key(settings: Settings, known: ModelFacts) -> Any:
+    return provider_key(OWN, known.key_name) if known.key_name else settings.model_api_key
