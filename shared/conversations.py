@@ -215,7 +215,7 @@ async def defer_turn(db: AsyncPostgrestClient, turn: Turn, hold_seconds: int) ->
 async def claim_turn(db: AsyncPostgrestClient, turn: Turn, seconds: float) -> Literal["claimed", "busy", "over"]:
     """Whether this worker may answer a deferred turn, and no other one for so long; 0 lets go of it. As the gateway."""
     arguments = {"conversation_id": turn.conversation_id, "attempt": turn.attempt, "claim_seconds": math.ceil(seconds)}
-    claim: Literal["claimed", "busy", "over"] = await database.call(db, "claim_turn", arguments)
+    claim: Literal["claimed", "busy", "over"] = (await database.call(db, "claim_turn", arguments))["outcome"]
     return claim
 
 

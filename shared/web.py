@@ -306,19 +306,19 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
 
 
 def _gateway_headers(trace: Trace, started: float) -> list[tuple[bytes, bytes]]:
-    """Which model answered, after how many attempts, and the time that was spent in neither of the providers.
+    """Which model answered, after how many attempts, its cost, and the time that was spent in neither of the providers.
 
-    Events begin before any of that is known, and so do answers without a model.
+    Events begin before any of that is known.
     """
-    if "attempts" not in trace.facts:
-        return []
+    facts = trace.facts
     spent = (time.perf_counter() - started) * 1000 - trace.timings.get("embed", 0) - trace.timings.get("model", 0)
-    return [
-        (b"x-gateway-model", str(trace.facts.get("model")).encode()),
-        (b"x-gateway-attempts", str(trace.facts["attempts"]).encode()),
-        (b"x-gateway-overhead-ms", f"{max(0.0, spent):.1f}".encode()),
-        (b"x-gateway-cost-usd", f"{trace.facts.get('costUsd', 0):.8f}".encode()),
-    ]
+    told = {
+        b"x-gateway-model": facts.get("model"),
+        b"x-gateway-attempts": facts.get("attempts"),
+        b"x-gateway-overhead-ms": f"{max(0.0, spent):.1f}" if "attempts" in facts else None,
+        b"x-gateway-cost-usd": f"{facts['costUsd']:.8f}" if "costUsd" in facts else None,
+    }
+    return [(name, str(value).encode()) for name, value in told.items() if value is not None]
 
 
 def _too_large(limit: int) -> BodyTooLarge:

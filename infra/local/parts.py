@@ -154,13 +154,13 @@ def functions(port: int, environment: Mapping[str, str], *, reload: bool = False
     )
 
 
-def worker(environment: Mapping[str, str], *, reload: bool = False) -> Part:
+def worker(environment: Mapping[str, str], *, reload: bool = False, name: str = "worker") -> Part:
     """What takes a function's queue to it, as Lambda's event source mapping does."""
     command = [*MODULE, "infra.local.queue_worker"]
     if reload:
         command = [*MODULE, "watchfiles", "--filter", "python", shlex.join(command), "functions", "shared"]
     return Part(
-        name="worker",
+        name=name,
         command=command,
         ready=lambda log: "polling" in log.read_text(),
         needs=frozenset({"aws"}),

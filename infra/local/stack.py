@@ -102,14 +102,26 @@ class Stack:
         with ports.reserve(None) as held:
             port = ports.number(held)
             part = parts.functions(port, self.environment | overrides, name=f"functions-{next(self._numbers)}")
-            self._begin(part)
-            running = self._running[-1]
-            try:
-                self._settle()
+            with self._with(part):
                 yield ports.url(port)
-            finally:
-                _stop(running)
-                self._running.remove(running)
+
+    @contextmanager
+    def worker(self, **overrides: str) -> Iterator[int]:
+        """A queue's worker once more, with other settings; gives its pid."""
+        part = parts.worker(self.environment | overrides, name=f"worker-{next(self._numbers)}")
+        with self._with(part) as running:
+            yield running.process.pid
+
+    @contextmanager
+    def _with(self, part: Part) -> Iterator[Running]:
+        self._begin(part)
+        running = self._running[-1]
+        try:
+            self._settle()
+            yield running
+        finally:
+            _stop(running)
+            self._running.remove(running)
 
     def watch(self) -> NoReturn:
         """Block until a part ends, which raises `StackError`."""

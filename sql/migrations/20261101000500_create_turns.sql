@@ -395,10 +395,10 @@ revoke all on function public.defer_turn(bigint, bigint, uuid, uuid, text, text,
 from public, anon, authenticated;
 grant execute on function public.defer_turn(bigint, bigint, uuid, uuid, text, text, integer) to service_role;
 
--- Whether a worker may answer a deferred turn now: 'claimed'; 'busy' while another one does; 'over' when it is
--- answered, given up, or opened anew. A claim that is let go is one of no seconds.
+-- Whether a worker may answer a deferred turn now, as {"outcome"}: claimed; busy, while another one does; over, when it
+-- is answered, given up, or opened anew. A claim that is let go is one of no seconds.
 create function public.claim_turn(conversation_id bigint, attempt uuid, claim_seconds integer)
-returns text
+returns jsonb
 language plpgsql
 set search_path = ''
 as $$
@@ -410,11 +410,11 @@ begin
   for update;
 
   if not found then
-    return 'over';
+    return jsonb_build_object('outcome', 'over');
   end if;
 
   if held.claimed_until > now() and claim_seconds > 0 then
-    return 'busy';
+    return jsonb_build_object('outcome', 'busy');
   end if;
 
   update public.open_turns
@@ -422,7 +422,7 @@ begin
     claimed_until = now() + make_interval(secs => claim_seconds),
     expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
   where open_turns.conversation_id = held.conversation_id;
-  return 'claimed';
+  return jsonb_build_object('outcome', 'claimed');
 end
 $$;
 
