@@ -37,6 +37,7 @@ comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1
 
 create index conversations_user_id_created_at_idx on public.conversations (user_id, created_at desc);
 create index conversations_user_id_thread_id_idx on public.conversations (user_id, thread_id, id desc);
+create index conversations_pending_idx on public.conversations (user_id) where status = 'pending';
 
 alter table public.conversations enable row level security;
 
