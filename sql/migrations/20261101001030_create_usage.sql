@@ -53,8 +53,9 @@ $$;
 revoke all on function public.describe_usage() from public, anon;
 grant execute on function public.describe_usage() to authenticated;
 
--- Every model's figures by day, for admins, the gateway and the database's owner. Security definer, because nobody's conversations are open to an admin, and feedback
--- stands in them; what leaves here is counts. A thumb counts for the call whose answer stands.
+-- Every model's figures by day, for admins, the gateway and the database's owner. Security definer, because nobody's
+-- conversations are open to an admin, and feedback stands in them; what leaves here is counts. A thumb counts for the
+-- call whose answer stands.
 create function private.summarize_model_calls()
 returns table (
   day date,

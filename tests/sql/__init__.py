@@ -57,16 +57,17 @@ def sign_up(database: psycopg.Connection, mint: Callable[..., Client]) -> Client
 
 def put_on_plan(database: psycopg.Connection, user_id: int, **limits: Any) -> str:
     """A plan of the user's own with these limits; gives its name."""
-    plan = {"name": uuid4().hex, **limits}
+    name = uuid4().hex
+    plan = {"name": name, **limits}
     insert = sql.SQL("insert into public.plans ({}) values ({})").format(
         sql.SQL(", ").join(map(sql.Identifier, plan)), sql.SQL(", ").join(map(sql.Placeholder, plan))
     )
     database.execute(insert, plan)
     database.execute(
         "insert into public.user_plans values (%s, %s) on conflict (user_id) do update set plan = excluded.plan",
-        [user_id, plan["name"]],
+        [user_id, name],
     )
-    return plan["name"]
+    return name
 
 
 def padded(*numbers: float) -> list[float]:
