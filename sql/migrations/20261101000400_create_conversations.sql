@@ -72,7 +72,8 @@ grant select on public.threads to authenticated;
 grant select on public.threads to service_role;
 
 -- A turn that is being answered. It holds the conversation's id and the idempotency key until close_turn writes
--- the conversation, so that clients hear of a conversation once, by an INSERT that carries the answer.
+-- the conversation, so that clients hear of a conversation once, by an INSERT that carries the answer. Of a deferred
+-- one they hear twice: it is pending first.
 create table public.open_turns (
   conversation_id bigint primary key,
   user_id bigint not null references public.users (user_id) on delete cascade,

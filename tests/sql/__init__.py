@@ -124,3 +124,9 @@ def let_die(database: psycopg.Connection, user_id: int) -> None:
     """As if all who hold anything of the user's had died a while ago."""
     database.execute("update public.model_calls set expires_at = now() - interval '1 s' where user_id = %s", [user_id])
     database.execute("update public.open_turns set expires_at = now() - interval '1 s' where user_id = %s", [user_id])
+
+
+def waits_for(database: psycopg.Connection, backend_pid: int) -> bool:
+    """Whether anybody waits for what this connection holds."""
+    found = database.execute("select from pg_stat_activity where %s = any (pg_blocking_pids(pid))", [backend_pid])
+    return bool(found.fetchall())

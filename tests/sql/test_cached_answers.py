@@ -1,14 +1,16 @@
 """Answers that are kept for whoever asks the same."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
 import pytest
 from supabase import Client
 
-from tests.sql import ANSWER, rows
+from infra.local.stack import Stack
+from tests.sql import ANSWER, rows, waits_for
 
 TOLD = {"response": ANSWER, "sources": [{"id": 1}]}
 
@@ -66,13 +68,20 @@ def test_keeping_sweeps_what_is_over_and_nothing_else(service: Client, database:
     assert read(service, f"{key}-0") == read(service, f"{key}-3") == TOLD
 
 
-def test_answers_kept_at_once_do_not_wait_for_each_other_for_ever(
-    service: Client, database: psycopg.Connection, key: str
+def test_two_that_keep_do_not_wait_for_what_the_other_sweeps(
+    stack: Stack, service: Client, database: psycopg.Connection, key: str
 ) -> None:
-    keys = [f"{key}-{number % 8}" for number in range(160)]
+    keep_in_transaction: LiteralString = "select public.keep_answer(%s, '{}', 60)"
+    keep(service, f"{key}-1", seconds=0)
 
-    with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda key: keep(service, key, seconds=0), keys))
-    keep(service, key)
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(stack.database_url) as transaction:
+        transaction.execute(keep_in_transaction, [f"{key}-0"])  # and sweep the first
+        keep(service, f"{key}-2", seconds=0)
+        other = threads.submit(keep, service, f"{key}-1")
+        while not waits_for(database, transaction.info.backend_pid):
+            time.sleep(0.01)
+        transaction.execute(keep_in_transaction, [f"{key}-2"])
+        transaction.commit()
 
-    assert kept_count(database, key) == 1
+    assert other.exception() is None
+    assert kept_count(database, key) == 3

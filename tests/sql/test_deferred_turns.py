@@ -9,7 +9,7 @@ import pytest
 from supabase import Client
 
 from infra.local.stack import Stack
-from tests.sql import ANSWER, QUESTION, close_turn, let_die, open_turn, put_on_plan, rows, spent
+from tests.sql import ANSWER, QUESTION, close_turn, let_die, open_turn, put_on_plan, rows, spent, waits_for
 
 USED: dict[str, Any] = {"input_tokens": 40, "output_tokens": 10, "cost_usd": 0.01}
 LOST = ("failed", "lost")
@@ -48,12 +48,6 @@ def stored(service: Client, turn: dict[str, Any]) -> tuple[str, str, str | None]
     query = service.table("conversations").select("status, response, error_code")
     [row] = rows(query.eq("id", turn["conversation_id"]))
     return row["status"], row["response"], row["error_code"]
-
-
-def waits_for(database: psycopg.Connection, backend_pid: int) -> bool:
-    """Whether anybody waits for what this connection holds."""
-    found = database.execute("select from pg_stat_activity where %s = any (pg_blocking_pids(pid))", [backend_pid])
-    return bool(found.fetchall())
 
 
 def test_a_deferred_turn_is_a_pending_conversation(api: Client, neighbour: Client, turn: dict[str, Any]) -> None:
