@@ -79,6 +79,33 @@ $$;
 revoke all on function private.plan_of(bigint) from public, anon;
 grant execute on function private.plan_of(bigint) to authenticated, service_role;
 
+-- Calls of one user queue here before they touch a row of his, so that those that come at once neither slip past a
+-- count nor wait crosswise for each other's rows. Nobody queues as null.
+create function private.queue_as_user(caller_id bigint)
+returns void
+language sql
+set search_path = ''
+as $$
+  select pg_advisory_xact_lock(hashtextextended('user', caller_id))
+$$;
+
+revoke all on function private.queue_as_user(bigint) from public, anon, authenticated;
+grant execute on function private.queue_as_user(bigint) to service_role;
+
+-- Money that sums stay sums with, whatever was said: none below zero, none without end, none that is no number, and
+-- no more digits than prices of a token need.
+create function private.as_usd(amount numeric)
+returns numeric
+language sql
+immutable
+set search_path = ''
+as $$
+  select trim_scale(round(least(greatest(amount, 0), 1000000), 12))
+$$;
+
+revoke all on function private.as_usd(numeric) from public, anon, authenticated;
+grant execute on function private.as_usd(numeric) to service_role;
+
 -- Adds to a user's day and month; what is taken back has a minus.
 create function private.add_spending(
   caller_id bigint, spent_at timestamptz, requests integer, tokens bigint, usd numeric

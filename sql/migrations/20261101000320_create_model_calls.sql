@@ -59,53 +59,61 @@ as $$
   where most is not null
 $$;
 
-revoke all on function private.describe_limit(numeric, numeric, timestamptz) from public, anon;
-grant execute on function private.describe_limit(numeric, numeric, timestamptz) to authenticated, service_role;
+revoke all on function private.describe_limit(numeric, numeric, timestamptz) from public, anon, authenticated;
+grant execute on function private.describe_limit(numeric, numeric, timestamptz) to service_role;
 
--- What a user has left of his plan: {"tokens", "usd"}, of day and month the one that ends first of what is left.
+-- The budgets of a user's plan, day's and month's, and what he has spent of each.
+create function private.list_budgets(caller_id bigint)
+returns table (kind text, most numeric, spent numeric, ends_at timestamptz)
+language sql
+stable
+set search_path = ''
+as $$
+  select of_plan.kind, of_plan.most, coalesce(of_plan.spent, 0), of_plan.ends_at at time zone 'UTC'
+  from private.plan_of(caller_id) as plan
+  cross join (
+    select
+      date_trunc('day', now() at time zone 'UTC') as today,
+      date_trunc('month', now() at time zone 'UTC') as this_month
+  ) as days
+  left join public.spending as day
+    on day.user_id = caller_id and day.period = 'day' and day.starts_on = days.today::date
+  left join public.spending as month
+    on month.user_id = caller_id and month.period = 'month' and month.starts_on = days.this_month::date
+  cross join lateral (
+    values
+      ('tokens', plan.tokens_per_day, day.tokens::numeric, days.today + interval '1 day'),
+      ('tokens', plan.tokens_per_month, month.tokens::numeric, days.this_month + interval '1 month'),
+      ('usd', plan.usd_per_day, day.cost_usd, days.today + interval '1 day'),
+      ('usd', plan.usd_per_month, month.cost_usd, days.this_month + interval '1 month')
+  ) as of_plan (kind, most, spent, ends_at)
+  where of_plan.most is not null
+$$;
+
+revoke all on function private.list_budgets(bigint) from public, anon, authenticated;
+grant execute on function private.list_budgets(bigint) to service_role;
+
+-- What a user has left of his plan: {"tokens", "usd"}, of day and month the one that less is left of.
 create function private.describe_budgets(caller_id bigint)
 returns jsonb
 language sql
 stable
 set search_path = ''
 as $$
-  with days as (
-    select
-      date_trunc('day', now() at time zone 'UTC') as today,
-      date_trunc('month', now() at time zone 'UTC') as this_month
-  ),
-  limits as (
-    select
-      kind,
-      private.describe_limit(most, coalesce(spent, 0), ends_at at time zone 'UTC') as described
-    from private.plan_of(caller_id) as plan
-    cross join days
-    left join public.spending as day
-      on day.user_id = caller_id and day.period = 'day' and day.starts_on = today::date
-    left join public.spending as month
-      on month.user_id = caller_id and month.period = 'month' and month.starts_on = this_month::date
-    cross join lateral (
-      values
-        ('tokens', plan.tokens_per_day, day.tokens::numeric, today + interval '1 day'),
-        ('tokens', plan.tokens_per_month, month.tokens::numeric, this_month + interval '1 month'),
-        ('usd', plan.usd_per_day, day.cost_usd, today + interval '1 day'),
-        ('usd', plan.usd_per_month, month.cost_usd, this_month + interval '1 month')
-    ) as of_plan (kind, most, spent, ends_at)
-  )
-  select coalesce(jsonb_object_agg(kind, described), '{}')
+  select coalesce(jsonb_object_agg(kind, private.describe_limit(most, spent, ends_at)), '{}')
   from (
-    select distinct on (kind) kind, described from limits
-    where described is not null
-    order by kind, (described ->> 'remaining')::numeric, (described ->> 'reset_seconds')::numeric desc
+    select distinct on (kind) kind, most, spent, ends_at from private.list_budgets(caller_id)
+    order by kind, greatest(0, most - spent), ends_at desc
   ) as tightest
 $$;
 
-revoke all on function private.describe_budgets(bigint) from public, anon;
-grant execute on function private.describe_budgets(bigint) to authenticated, service_role;
+revoke all on function private.describe_budgets(bigint) from public, anon, authenticated;
+grant execute on function private.describe_budgets(bigint) to service_role;
 
 -- Reserves what a call may spend at most, and returns null; or reserves nothing and returns what stands in the way:
--- {"outcome": "exhausted", "kind": "tokens" | "usd", "retry_after_seconds", "limits"}. Calls of one user queue on a
--- lock, so that of many at once only those pass that fit. Reservations whose holders died are given back first.
+-- {"outcome": "exhausted", "kind": "tokens" | "usd", "retry_after_seconds", "limits"}, of several the one that ends
+-- last. What is asked for is bounded, for a user can say it himself. Reservations whose holders died are given back
+-- first.
 create function private.reserve_spending(
   call_id uuid,
   caller_id bigint,
@@ -120,45 +128,49 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  asked constant jsonb := jsonb_build_object('tokens', greatest(tokens, 0), 'usd', greatest(usd, 0));
-  dead public.model_calls;
-  budgets jsonb;
+  asked_tokens constant bigint := least(greatest(tokens, 0), 1000000000);
+  asked_usd constant numeric := private.as_usd(usd);
+  dead record;
   short record;
 begin
-  perform pg_advisory_xact_lock(hashtextextended('spending', caller_id));
+  perform private.queue_as_user(caller_id);
 
   for dead in
-    delete from public.model_calls
-    where user_id = caller_id and state = 'reserved' and expires_at < now()
-    returning *
+    with swept as (
+      delete from public.model_calls
+      where user_id = caller_id and state = 'reserved' and expires_at < now()
+      returning *
+    )
+    select
+      min(created_at) as spent_at, count(*)::integer as requests, sum(reserved_tokens)::bigint as tokens,
+      sum(reserved_usd) as usd
+    from swept
+    group by date_trunc('day', created_at at time zone 'UTC')
   loop
-    perform private.add_spending(caller_id, dead.created_at, 0, -dead.reserved_tokens, -dead.reserved_usd);
+    perform private.add_spending(caller_id, dead.spent_at, -dead.requests, -dead.tokens, -dead.usd);
   end loop;
 
-  budgets := private.describe_budgets(caller_id);
-  select budget.key as kind, budget.value as left_of_it into short
-  from jsonb_each(budgets) as budget
-  where (budget.value ->> 'remaining')::numeric < (asked ->> budget.key)::numeric
-  order by (budget.value ->> 'reset_seconds')::numeric desc
+  select budget.kind, private.describe_limit(budget.most, budget.spent, budget.ends_at) as described into short
+  from private.list_budgets(caller_id) as budget
+  where greatest(0, budget.most - budget.spent) < case budget.kind when 'tokens' then asked_tokens else asked_usd end
+  order by budget.ends_at desc, budget.kind
   limit 1;
 
   if found then
     return jsonb_build_object(
       'outcome', 'exhausted',
       'kind', short.kind,
-      'retry_after_seconds', (short.left_of_it ->> 'reset_seconds')::integer,
-      'limits', budgets
+      'retry_after_seconds', short.described -> 'reset_seconds',
+      'limits', private.describe_budgets(caller_id)
     );
   end if;
 
-  perform private.add_spending(
-    caller_id, now(), 1, (asked ->> 'tokens')::bigint, (asked ->> 'usd')::numeric
-  );
+  perform private.add_spending(caller_id, now(), 1, asked_tokens, asked_usd);
   insert into public.model_calls
     (id, user_id, function, conversation_id, state, reserved_tokens, reserved_usd, expires_at)
   values (
-    call_id, caller_id, reserve_spending.function, conversation, 'reserved',
-    (asked ->> 'tokens')::bigint, (asked ->> 'usd')::numeric, now() + make_interval(secs => lease_seconds)
+    call_id, caller_id, reserve_spending.function, conversation, 'reserved', asked_tokens, asked_usd,
+    now() + make_interval(secs => lease_seconds)
   );
   return null;
 end
@@ -169,8 +181,9 @@ from public, anon, authenticated;
 grant execute on function private.reserve_spending(uuid, bigint, text, bigint, bigint, numeric, integer)
 to service_role;
 
--- Puts the actual in the place of the reserved, once for each call: again with the same id it changes nothing. A
--- call whose reservation was given back meanwhile is charged all the same.
+-- Puts the actual in the place of the reserved, once for each call: again with the same id it changes nothing. Who
+-- reserved pays, whoever is named; a call whose reservation was given back meanwhile is charged all the same. What a
+-- provider says of its tokens is taken as it is, but for what is below zero.
 create function private.settle_call(
   call_id uuid,
   caller_id bigint,
@@ -192,11 +205,15 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  payer constant bigint := (select user_id from public.users where user_id = caller_id);
+  payer constant bigint := coalesce(
+    (select user_id from public.model_calls where id = call_id), private.user_id_of(caller_id, null)
+  );
+  spent_tokens constant bigint := greatest(input_tokens, 0)::bigint + greatest(output_tokens, 0);
+  spent_usd constant numeric := private.as_usd(cost_usd);
   held public.model_calls;
   spent_at timestamptz := now();
 begin
-  perform pg_advisory_xact_lock(hashtextextended('spending', payer)) where payer is not null;
+  perform private.queue_as_user(payer);
 
   delete from public.model_calls where id = call_id and state = 'reserved' returning * into held;
   spent_at := coalesce(held.created_at, spent_at);
@@ -207,9 +224,9 @@ begin
   )
   values (
     call_id, payer, settle_call.function, conversation, 'settled', settle_call.status, settle_call.error_code,
-    settle_call.model_version, coalesce(settle_call.input_tokens, 0), coalesce(settle_call.cached_tokens, 0),
-    coalesce(settle_call.output_tokens, 0), coalesce(settle_call.reasoning_tokens, 0),
-    coalesce(settle_call.is_estimated, false), coalesce(settle_call.cost_usd, 0), settle_call.latency_ms, spent_at
+    settle_call.model_version, greatest(settle_call.input_tokens, 0), greatest(settle_call.cached_tokens, 0),
+    greatest(settle_call.output_tokens, 0), greatest(settle_call.reasoning_tokens, 0),
+    coalesce(settle_call.is_estimated, false), spent_usd, settle_call.latency_ms, spent_at
   )
   on conflict (id) do nothing;
 
@@ -218,8 +235,8 @@ begin
       payer,
       spent_at,
       case when held.id is null then 1 else 0 end,
-      coalesce(settle_call.input_tokens, 0) + coalesce(settle_call.output_tokens, 0) - coalesce(held.reserved_tokens, 0),
-      coalesce(settle_call.cost_usd, 0) - coalesce(held.reserved_usd, 0)
+      spent_tokens - coalesce(held.reserved_tokens, 0),
+      spent_usd - coalesce(held.reserved_usd, 0)
     );
   end if;
 end

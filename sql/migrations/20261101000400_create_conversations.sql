@@ -37,6 +37,7 @@ comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1
 
 create index conversations_user_id_created_at_idx on public.conversations (user_id, created_at desc);
 create index conversations_user_id_thread_id_idx on public.conversations (user_id, thread_id, id desc);
+create index conversations_pending_idx on public.conversations (user_id) where status = 'pending';
 
 alter table public.conversations enable row level security;
 
@@ -71,7 +72,8 @@ grant select on public.threads to authenticated;
 grant select on public.threads to service_role;
 
 -- A turn that is being answered. It holds the conversation's id and the idempotency key until close_turn writes
--- the conversation, so that clients hear of a conversation once, by an INSERT that carries the answer.
+-- the conversation, so that clients hear of a conversation once, by an INSERT that carries the answer. Of a deferred
+-- one they hear twice: it is pending first.
 create table public.open_turns (
   conversation_id bigint primary key,
   user_id bigint not null references public.users (user_id) on delete cascade,

@@ -10,8 +10,7 @@
 --   {"outcome": "exhausted", "kind", "retry_after_seconds", "limits"}  the plan's tokens or money are used up
 -- `tokens` and `usd` are the most the answer can cost; `limits` says what is left of the caller's plan. Security
 -- definer, because a caller who could write open_turns, attempts and model_calls could erase his reservations and
--- the limits. Calls of one user queue on a lock, so that concurrent ones can't slip past the count. What a caller
--- may say of limits is bounded, for open_turn can be called past the gateway.
+-- the limits. What a caller may say of limits is bounded, for open_turn can be called past the gateway.
 create function private.reserve_turn(
   caller_id bigint,
   question text,
@@ -36,7 +35,7 @@ declare
     (private.plan_of(caller_id)).requests_per_minute, least(coalesce(turns_per_minute, 20), 1000)
   );
   recent_count bigint;
-  oldest timestamptz;
+  frees_at timestamptz;
   requests jsonb;
   refusal jsonb;
   reserved_id bigint;
@@ -47,7 +46,7 @@ begin
     raise insufficient_privilege using message = 'a turn can be opened for the caller only';
   end if;
 
-  perform pg_advisory_xact_lock(hashtextextended('open_turns', caller_id));
+  perform private.queue_as_user(caller_id);
 
   delete from public.open_turns
   where user_id = caller_id and expires_at < now() - interval '1 day';
@@ -55,7 +54,10 @@ begin
   update public.conversations
   set status = 'failed', error_code = 'lost'
   where conversations.user_id = caller_id and conversations.status = 'pending'
-    and not exists (select from public.open_turns where open_turns.conversation_id = conversations.id);
+    and not exists (
+      select from public.open_turns
+      where open_turns.conversation_id = conversations.id and open_turns.expires_at > now()
+    );
 
   request_key := left(request_key, 255);
   if request_key is not null then
@@ -88,11 +90,15 @@ begin
   delete from private.attempts
   where user_id = caller_id and attempted_at < now() - interval '1 minute';
 
-  select count(*), min(attempted_at) into recent_count, oldest
+  -- One more has room when the one before the last `most` is over.
+  select
+    count(*),
+    coalesce((array_agg(attempted_at order by attempted_at desc))[most], min(attempted_at), now()) + interval '1 minute'
+  into recent_count, frees_at
   from private.attempts
   where user_id = caller_id;
 
-  requests := private.describe_limit(most, recent_count + 1, coalesce(oldest, now()) + interval '1 minute');
+  requests := private.describe_limit(most, recent_count + 1, frees_at);
 
   if recent_count >= most then
     return jsonb_build_object(
@@ -112,7 +118,7 @@ begin
   if refusal is not null then
     return refusal || jsonb_build_object(
       'limits', refusal -> 'limits'
-        || jsonb_build_object('requests', private.describe_limit(most, recent_count, oldest + interval '1 minute'))
+        || jsonb_build_object('requests', private.describe_limit(most, recent_count, frees_at))
     );
   end if;
 
@@ -284,8 +290,10 @@ grant execute on function public.open_turn(
 ) to authenticated;
 
 -- Writes a turn's conversation, charges the attempt and lets its hold go. Callable again with the same id: an answer
--- that is complete stays as it is, an attempt is charged once, and a newer one keeps its hold. For the gateway alone
--- (the secret key): row level security can't tell the gateway that writes an answer from a user who forges one.
+-- that is complete stays as it is, one in part gives way to no failure, an attempt is charged once, and a newer one
+-- keeps its hold and, until it is over, the conversation from everything but a complete answer. A user who is gone has
+-- no conversation, but his call is in the ledger. For the gateway alone (the secret key): row level security can't
+-- tell the gateway that writes an answer from a user who forges one.
 create function public.close_turn(
   conversation_id bigint,
   user_id bigint,
@@ -325,13 +333,13 @@ as $$
     id, user_id, thread_id, idempotency_key, message, response, status, context_used, model_version,
     error_code, input_tokens, cached_tokens, output_tokens, reasoning_tokens, is_estimated, cost_usd, flags
   )
-  values (
+  select
     close_turn.conversation_id, close_turn.user_id, close_turn.thread_id, close_turn.idempotency_key,
     close_turn.message, close_turn.response, close_turn.status, close_turn.context_used,
     close_turn.model_version, close_turn.error_code, close_turn.input_tokens, close_turn.cached_tokens,
     close_turn.output_tokens, close_turn.reasoning_tokens, close_turn.is_estimated, close_turn.cost_usd,
     close_turn.flags
-  )
+  where private.user_id_of(close_turn.user_id, null) is not null
   on conflict (id) do update
   set
     response = excluded.response,
@@ -346,7 +354,11 @@ as $$
     is_estimated = excluded.is_estimated,
     cost_usd = excluded.cost_usd,
     flags = excluded.flags
-  where conversations.status <> 'complete'
+  where conversations.status <> 'complete' and (
+    excluded.status = 'complete'
+    or not (excluded.status = 'failed' and conversations.status = 'partial')
+    and not exists (select from public.open_turns where open_turns.conversation_id = conversations.id)
+  )
 $$;
 
 revoke all on function public.close_turn(
@@ -358,8 +370,8 @@ grant execute on function public.close_turn(
   boolean, numeric, integer
 ) to service_role;
 
--- Leaves an open turn to a worker: the conversation is there from now on, as pending. For the gateway alone, as
--- close_turn is.
+-- Leaves an open turn to a worker: the conversation is there from now on, as pending. Nothing happens to a turn that
+-- the attempt doesn't hold any more. For the gateway alone, as close_turn is.
 create function public.defer_turn(
   conversation_id bigint,
   user_id bigint,
@@ -373,6 +385,8 @@ returns void
 language sql
 set search_path = ''
 as $$
+  select private.queue_as_user(defer_turn.user_id);
+
   update public.open_turns
   set expires_at = now() + make_interval(secs => lease_seconds)
   where open_turns.conversation_id = defer_turn.conversation_id and open_turns.attempt = defer_turn.attempt;
@@ -382,10 +396,11 @@ as $$
   where id = defer_turn.attempt and state = 'reserved';
 
   insert into public.conversations (id, user_id, thread_id, idempotency_key, message, response, status)
-  values (
+  select
     defer_turn.conversation_id, defer_turn.user_id, defer_turn.thread_id, defer_turn.idempotency_key,
     defer_turn.message, '', 'pending'
-  )
+  from public.open_turns
+  where open_turns.conversation_id = defer_turn.conversation_id and open_turns.attempt = defer_turn.attempt
   on conflict (id) do update
   set status = 'pending', response = '', error_code = null
   where conversations.status <> 'complete'
@@ -396,7 +411,7 @@ from public, anon, authenticated;
 grant execute on function public.defer_turn(bigint, bigint, uuid, uuid, text, text, integer) to service_role;
 
 -- Whether a worker may answer a deferred turn now, as {"outcome"}: claimed; busy, while another one does; over, when it
--- is answered, given up, or opened anew. A claim that is let go is one of no seconds.
+-- is answered, given up, or opened anew. A claim that is let go is one of no seconds. What is claimed stays reserved.
 create function public.claim_turn(conversation_id bigint, attempt uuid, claim_seconds integer)
 returns jsonb
 language plpgsql
@@ -405,9 +420,15 @@ as $$
 declare
   held public.open_turns;
 begin
+  perform private.queue_as_user(open_turns.user_id) from public.open_turns
+  where open_turns.conversation_id = claim_turn.conversation_id;
+
   select * into held from public.open_turns
   where open_turns.conversation_id = claim_turn.conversation_id and open_turns.attempt = claim_turn.attempt
-  for update;
+    and not exists (
+      select from public.conversations
+      where conversations.id = open_turns.conversation_id and conversations.status = 'complete'
+    );
 
   if not found then
     return jsonb_build_object('outcome', 'over');
@@ -422,6 +443,10 @@ begin
     claimed_until = now() + make_interval(secs => claim_seconds),
     expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
   where open_turns.conversation_id = held.conversation_id;
+
+  update public.model_calls
+  set expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
+  where id = held.attempt and state = 'reserved';
   return jsonb_build_object('outcome', 'claimed');
 end
 $$;

@@ -13,7 +13,7 @@ create table public.model_metadata (
   is_active boolean not null default false,
   provider text,
   provider_model text,
-  traffic_weight double precision check (traffic_weight >= 0),
+  traffic_weight double precision check (traffic_weight >= 0 and traffic_weight < 'infinity'),
   unique (model_name, version)
 );
 

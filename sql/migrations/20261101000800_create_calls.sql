@@ -79,13 +79,18 @@ set search_path = ''
 as $$
 declare
   caller_id constant bigint := private.user_id_of(claimed_user_id, auth_user_id);
-  most constant integer := coalesce((private.plan_of(caller_id)).requests_per_minute, calls_per_minute);
+  most constant integer := coalesce(
+    (select plan.requests_per_minute from private.plan_of(caller_id) as plan where caller_id is not null),
+    calls_per_minute
+  );
   wait_seconds constant integer := public.count_call(caller_key, most);
   refusal jsonb;
   limits jsonb;
 begin
   limits := jsonb_build_object('requests', (
-    select private.describe_limit(most, count(*), coalesce(min(called_at), now()) + interval '1 minute')
+    select private.describe_limit(
+      most, count(*), coalesce(now() + make_interval(secs => wait_seconds), min(called_at) + interval '1 minute')
+    )
     from private.calls
     where calls.caller_key = open_call.caller_key and calls.called_at > now() - interval '1 minute'
   ));

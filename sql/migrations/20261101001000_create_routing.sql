@@ -69,7 +69,7 @@ begin
   end if;
 
   insert into private.breakers as known (provider, failures) values (note_provider.provider, 1)
-  on conflict (provider) do update
+  on conflict on constraint breakers_pkey do update
   set
     failures = case when known.failed_at > now() - interval '1 minute' then known.failures + 1 else 1 end,
     failed_at = now()

@@ -29,24 +29,25 @@ $$;
 revoke all on function public.read_answer(text) from public, anon, authenticated;
 grant execute on function public.read_answer(text) to service_role;
 
--- Keeps an answer, and sweeps up to a hundred that are over.
+-- Keeps an answer, and after that, for two that keep must not wait for what the other sweeps, sweeps up to a hundred
+-- that are over.
 create function public.keep_answer(key text, answer jsonb, keep_seconds integer)
 returns void
 language sql
 set search_path = ''
 as $$
+  insert into private.cached_answers (key, answer, expires_at)
+  values (keep_answer.key, keep_answer.answer, now() + make_interval(secs => keep_seconds))
+  on conflict on constraint cached_answers_pkey do update
+  set answer = excluded.answer, expires_at = excluded.expires_at;
+
   delete from private.cached_answers
   where ctid = any (array(
     select over.ctid from private.cached_answers as over
     where over.expires_at < now()
     limit 100
     for update skip locked
-  ));
-
-  insert into private.cached_answers (key, answer, expires_at)
-  values (keep_answer.key, keep_answer.answer, now() + make_interval(secs => keep_seconds))
-  on conflict on constraint cached_answers_pkey do update
-  set answer = excluded.answer, expires_at = excluded.expires_at
+  ))
 $$;
 
 revoke all on function public.keep_answer(text, jsonb, integer) from public, anon, authenticated;

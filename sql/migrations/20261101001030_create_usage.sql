@@ -1,7 +1,7 @@
 -- What was spent: for each user his own, for the project's owner all of it by model and day.
 
 -- The caller's plan and what he has spent of it: {"plan", "day", "month", "models"}, a period's spending with what
--- is reserved for calls that run now; `models` counts this month's.
+-- is reserved for calls that run now, or whose holders died since his last call; `models` counts this month's.
 create function public.describe_usage()
 returns jsonb
 language sql
@@ -53,8 +53,9 @@ $$;
 revoke all on function public.describe_usage() from public, anon;
 grant execute on function public.describe_usage() to authenticated;
 
--- Every model's figures by day. Security definer, because nobody's conversations are open to an admin, and feedback
--- stands in them; what leaves here is counts.
+-- Every model's figures by day, for admins, the gateway and the database's owner. Security definer, because nobody's
+-- conversations are open to an admin, and feedback stands in them; what leaves here is counts. A thumb counts for the
+-- call whose answer stands.
 create function private.summarize_model_calls()
 returns table (
   day date,
@@ -98,9 +99,17 @@ as $$
     count(*) filter (where conversation.feedback = -1)
   from public.model_calls as call
   left join public.conversations as conversation
-    on conversation.id = call.conversation_id and call.status <> 'failed'
+    on conversation.id = call.conversation_id and conversation.feedback <> 0
+    and call.id = (
+      select answering.id from public.model_calls as answering
+      where answering.conversation_id = conversation.id and answering.state = 'settled'
+        and answering.status = conversation.status
+        and answering.model_version is not distinct from conversation.model_version
+      order by answering.created_at desc
+      limit 1
+    )
   where call.state = 'settled'
-    and ((select private.is_admin()) or current_setting('role', true) = 'service_role')
+    and ((select private.is_admin()) or current_setting('role', true) in ('service_role', 'none'))
   group by 1, 2, 3
 $$;
 

@@ -1,8 +1,9 @@
 """The schema from outside: supabase-py as an app, a user or the gateway would use it, and SQL to look behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -45,6 +46,30 @@ class Shelf:
         return [row["content"] for row in self.search(api, words, **arguments)]
 
 
+def sign_up(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
+    """A new user's client; Auth's own sign-up would spend most of these tests' time on a password."""
+    auth_user_id = str(uuid4())
+    database.execute(
+        "insert into auth.users (id, email) values (%s, %s)", [auth_user_id, f"{auth_user_id}@example.com"]
+    )
+    return mint(sub=auth_user_id)
+
+
+def put_on_plan(database: psycopg.Connection, user_id: int, **limits: Any) -> str:
+    """A plan of the user's own with these limits; gives its name."""
+    name = uuid4().hex
+    plan = {"name": name, **limits}
+    insert = sql.SQL("insert into public.plans ({}) values ({})").format(
+        sql.SQL(", ").join(map(sql.Identifier, plan)), sql.SQL(", ").join(map(sql.Placeholder, plan))
+    )
+    database.execute(insert, plan)
+    database.execute(
+        "insert into public.user_plans values (%s, %s) on conflict (user_id) do update set plan = excluded.plan",
+        [user_id, name],
+    )
+    return name
+
+
 def padded(*numbers: float) -> list[float]:
     """A vector of the columns' length."""
     return [*numbers, *[0.0] * (1536 - len(numbers))]
@@ -73,3 +98,35 @@ def close_turn(service: Client, turn: dict[str, Any], **arguments: Any) -> None:
     reserved = {name: turn[name] for name in ("conversation_id", "user_id", "thread_id", "attempt")}
     answer = {"message": QUESTION, "response": ANSWER, "status": "complete"}
     service.rpc("close_turn", {**reserved, **answer, **arguments}).execute()
+
+
+def open_call(service: Client, user_id: int | None = None, **arguments: Any) -> dict[str, Any]:
+    """What `open_call` answers the gateway, for a user or for a visitor; with the call's id."""
+    call_id = arguments.setdefault("call_id", str(uuid4()))
+    standard = {"function": "ai-with-rag", "caller_key": str(uuid4()), "calls_per_minute": 1000}
+    called: dict[str, Any] = rows(service.rpc("open_call", {**standard, "claimed_user_id": user_id, **arguments}))
+    return called | {"call_id": call_id}
+
+
+def close_call(service: Client, call: dict[str, Any], **arguments: Any) -> None:
+    """Charge an open call as the gateway does."""
+    standard = {"call_id": call["call_id"], "function": "ai-with-rag", "status": "complete"}
+    service.rpc("close_call", {**standard, "user_id": call.get("user_id"), **arguments}).execute()
+
+
+def spent(service: Client, user_id: int, period: str = "day") -> list[tuple[int, int, float]]:
+    """The requests, tokens and USD of each of the user's days, or months, that has any; the first one first."""
+    found = service.table("spending").select("*").eq("user_id", user_id).eq("period", period).order("starts_on")
+    return [(row["requests"], row["tokens"], row["cost_usd"]) for row in rows(found)]
+
+
+def let_die(database: psycopg.Connection, user_id: int) -> None:
+    """As if all who hold anything of the user's had died a while ago."""
+    database.execute("update public.model_calls set expires_at = now() - interval '1 s' where user_id = %s", [user_id])
+    database.execute("update public.open_turns set expires_at = now() - interval '1 s' where user_id = %s", [user_id])
+
+
+def waits_for(database: psycopg.Connection, backend_pid: int) -> bool:
+    """Whether anybody waits for what this connection holds."""
+    found = database.execute("select from pg_stat_activity where %s = any (pg_blocking_pids(pid))", [backend_pid])
+    return bool(found.fetchall())

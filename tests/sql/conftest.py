@@ -1,14 +1,17 @@
 """Who asks in these tests, and passages to ask for."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
+import jwt
 import psycopg
 import pytest
-from supabase import Client, create_client
+from supabase import Client, ClientOptions, create_client
 
 from infra.local.stack import Stack
-from tests.sql import Shelf
+from tests.sql import Shelf, rows, sign_up
 from tests.users import User
 
 
@@ -53,6 +56,42 @@ def outsider(stack: Stack) -> Client:
 def database(stack: Stack) -> Iterator[psycopg.Connection]:
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def mint(stack: Stack) -> Callable[..., Client]:
+    """A client whose token has these claims, by default of somebody whom Supabase's Auth has never heard of."""
+
+    def with_claims(**claims: Any) -> Client:
+        standard = {
+            "iss": f"{stack.url}/auth/v1",
+            "aud": "authenticated",
+            "role": "authenticated",
+            "sub": str(uuid4()),
+            "exp": time.time() + 600,
+        }
+        token = jwt.encode({**standard, **claims}, stack.keys.jwt_secret, "HS256")
+        options = ClientOptions(headers={"Authorization": f"Bearer {token}"})
+        return create_client(stack.url, stack.keys.publishable, options)
+
+    return with_claims
+
+
+@pytest.fixture
+def api(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
+    return sign_up(database, mint)
+
+
+@pytest.fixture
+def user_id(api: Client) -> int:
+    [row] = rows(api.table("users").select("user_id"))
+    found: int = row["user_id"]
+    return found
+
+
+@pytest.fixture
+def neighbour(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
+    return sign_up(database, mint)
 
 
 @pytest.fixture

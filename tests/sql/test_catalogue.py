@@ -230,6 +230,7 @@ def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(databa
     assert sorted(set(functions) - set(SEARCH)) == [
         # Whose effects row level security gives to admins only.
         "add_embeddings",
+        "describe_usage",
         "drop_embeddings",
         "list_documents",
         "list_embedding_models",
@@ -238,10 +239,13 @@ def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(databa
         "open_turn",
         "private.describe_conversation",
         "private.is_admin",
+        "private.plan_of",
         "private.put_document",
         "private.queue_as_writer",
         "private.reserve_turn",
+        "private.summarize_model_calls",
         "put_documents",
+        "read_conversation",
         "stage_embeddings",
         "use_embedding_model",
     ]

@@ -97,6 +97,28 @@ def test_an_apps_own_tables_keep_their_rows_and_their_shape(stack: Stack) -> Non
         assert database.execute("select * from public.swap_history").fetchall() == swaps
 
 
+def test_a_turn_is_closed_where_the_gateway_may_not_read_the_apps_users(stack: Stack) -> None:
+    grants: LiteralString = "revoke all on public.users from service_role, authenticated, anon;"
+    with app_with(stack, TABLES + grants) as database:
+        migrate(database)
+        closing = [700, uuid4(), uuid4()]
+        database.execute("set role service_role")
+
+        database.execute(
+            "select public.close_turn(1, %s, %s, %s, 'What is TON?', 'A coin.', 'complete', input_tokens => 40)",
+            closing,
+        )
+        opened = database.execute(
+            "select public.open_call(%s, 'ai-with-rag', '700', 20, claimed_user_id => 700)", [uuid4()]
+        ).fetchone()
+
+        assert opened
+        assert (opened[0]["outcome"], opened[0]["user_id"]) == ("open", 700)
+        assert database.execute("select user_id, tokens from public.spending where period = 'day'").fetchall() == [
+            (700, 40)
+        ]
+
+
 def test_what_an_apps_own_policies_allow_stays_allowed(stack: Stack) -> None:
     policies: LiteralString = """
         alter table public.users enable row level security;

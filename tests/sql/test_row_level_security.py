@@ -13,10 +13,23 @@ from tests.users import User
 
 UNKNOWN_SCHEMA = "PGRST106"
 UNKNOWN_FUNCTION = "PGRST202"
-PERSONAL = ["users", "swap_history", "conversations", "threads", "open_turns"]
+PERSONAL = [
+    "users",
+    "user_plans",
+    "spending",
+    "swap_history",
+    "conversations",
+    "threads",
+    "open_turns",
+    "model_calls",
+]
 # A column to find rows by, and a change that somebody might want to make.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "users": ("user_id", {"auth_user_id": None}),
+    "plans": ("name", {"tokens_per_day": None}),
+    "user_plans": ("user_id", {"plan": "default"}),
+    "spending": ("user_id", {"tokens": 0, "cost_usd": 0}),
+    "model_calls": ("user_id", {"state": "settled", "reserved_tokens": 0}),
     "swap_history": ("id", {"amount": 1000}),
     "conversations": ("id", {"response": "Send me your seed phrase."}),
     "open_turns": ("conversation_id", {"expires_at": "2000-01-01T00:00:00Z"}),
@@ -28,18 +41,35 @@ KNOWLEDGE: dict[str, dict[str, Any]] = {
     "finance_knowledge": {"content": "Send me your seed phrase."},
     "finance_embeddings": {"content": "Send me your seed phrase."},
 }
+MODELS = ["training_data", "model_metadata"]
 ADMINS_CALLS = ["put_documents", "stage_embeddings", "add_embeddings", "use_embedding_model"]
-CALLS: dict[str, dict[str, Any]] = {
-    "open_turn": {"question": QUESTION},
-    "close_turn": {
-        "conversation_id": 1,
-        "user_id": 1,
-        "thread_id": str(uuid4()),
+TURN: dict[str, Any] = {"conversation_id": 1, "user_id": 1, "thread_id": str(uuid4()), "attempt": str(uuid4())}
+GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
+    "close_turn": {**TURN, "message": QUESTION, "response": ANSWER, "status": "complete"},
+    "defer_turn": {**TURN, "message": QUESTION},
+    "claim_turn": {"conversation_id": 1, "attempt": str(uuid4()), "claim_seconds": 60},
+    "count_call": {"caller_key": "any", "calls_per_minute": 1},
+    "open_call": {"call_id": str(uuid4()), "function": "any", "caller_key": "any", "calls_per_minute": 1},
+    "close_call": {"call_id": str(uuid4()), "function": "any", "status": "complete"},
+    "gateway_state": {},
+    "note_provider": {"provider": "any", "has_failed": True, "failures_allowed": 1, "rest_seconds": 900},
+    "read_answer": {"key": "any"},
+    "keep_answer": {"key": "any", "answer": {"response": "Send me your seed phrase."}, "keep_seconds": 900},
+    "open_job": {
         "attempt": str(uuid4()),
-        "message": QUESTION,
-        "response": ANSWER,
-        "status": "complete",
+        "provider": "any",
+        "model": "any",
+        "work": {},
+        "keep_seconds": 900,
     },
+    "name_job": {"token": str(uuid4()), "job_id": "any"},
+    "find_job": {"token": str(uuid4())},
+}
+CALLS: dict[str, dict[str, Any]] = {
+    **GATEWAYS_CALLS,
+    "open_turn": {"question": QUESTION},
+    "read_conversation": {"conversation_id": 1},
+    "describe_usage": {},
     "list_documents": {},
     "list_embedding_models": {},
     "list_passages_to_embed": {"model": "any"},
@@ -60,14 +90,29 @@ PRIVATE: dict[str, dict[str, Any]] = {
         "request_key": None,
         "lease_seconds": 60,
         "turns_per_minute": 1000,
+        "tokens": 0,
+        "usd": 0,
     },
+    "reserve_spending": {
+        "call_id": str(uuid4()),
+        "caller_id": 1,
+        "function": "any",
+        "conversation": None,
+        "tokens": 0,
+        "usd": 0,
+        "lease_seconds": 60,
+    },
+    "add_spending": {"caller_id": 1, "spent_at": "2026-01-01", "requests": 0, "tokens": -1000, "usd": -1},
+    "user_id_of": {"claimed_user_id": 1, "subject": None},
+    "plan_of": {"caller_id": 1},
+    "summarize_model_calls": {},
     "describe_conversation": {"conversation": {}},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A user with a row of every personal kind: one closed turn, one open, one swap."""
+    """A user with rows of every personal kind: a plan, one closed turn, one open, one swap."""
 
     user: User
     api: Client
@@ -110,6 +155,7 @@ def settle(stack: Stack, service: Client) -> Resident:
     api = user.client(stack)
     swap = {"user_id": user.user_id, "from_token": "TON", "to_token": "USDT", "amount": 1}
     service.table("swap_history").insert(swap).execute()
+    service.table("user_plans").insert({"user_id": user.user_id, "plan": "default"}).execute()
     turn = open_turn(api)
     close_turn(service, turn)
     open_turn(api)
@@ -123,7 +169,7 @@ def test_a_user_sees_his_own_rows_and_no_others(ada: Resident, ben: Resident, re
         sought = rows(one.api.table(relation).select("*").eq(*other.key(relation)))
 
         column, own = one.key(relation)
-        assert [row[column] for row in seen] == [own]
+        assert {row[column] for row in seen} == {own}
         assert sought == []
 
 
@@ -271,6 +317,14 @@ def test_a_user_rates_no_conversation_of_another(ada: Resident, ben: Resident) -
     assert kept == {"feedback": None}
 
 
+@pytest.mark.parametrize("function", GATEWAYS_CALLS)
+def test_what_the_gateway_calls_is_denied_to_users_and_admins(ada: Resident, admin: Client, function: str) -> None:
+    arguments = GATEWAYS_CALLS[function]
+
+    assert refusal(ada.api.rpc(function, arguments)) == DENIED
+    assert refusal(admin.rpc(function, arguments)) == DENIED
+
+
 def test_a_user_closes_no_turn_not_even_his_own(ada: Resident) -> None:
     turn = {"conversation_id": ada.conversation_id, "user_id": ada.user.user_id, "thread_id": ada.thread_id}
 
@@ -290,7 +344,7 @@ def test_other_schemas_are_not_served(ada: Resident) -> None:
     assert refusal(ada.api.schema("auth").table("users").select("*")) == UNKNOWN_SCHEMA
 
 
-@pytest.mark.parametrize("relation", [*CHANGES, "threads"])
+@pytest.mark.parametrize("relation", [*CHANGES, "threads", "model_usage"])
 def test_a_visitor_sees_nothing(visitor: Client, ada: Resident, relation: str) -> None:
     assert refusal(visitor.table(relation).select("*")) == DENIED
 
@@ -300,7 +354,7 @@ def test_a_visitor_calls_nothing(visitor: Client, function: str) -> None:
     assert refusal(visitor.rpc(function, CALLS[function])) == DENIED
 
 
-@pytest.mark.parametrize("table", ["training_data", "model_metadata"])
+@pytest.mark.parametrize("table", MODELS)
 def test_only_an_admin_sees_what_models_are_made_of(admin: Client, ada: Resident, table: str) -> None:
     seen_by_admin, seen_by_user = (rows(api.table(table).select("*")) for api in (admin, ada.api))
 
@@ -308,9 +362,10 @@ def test_only_an_admin_sees_what_models_are_made_of(admin: Client, ada: Resident
     assert seen_by_user == []
 
 
-def test_an_admin_sees_no_conversation_of_a_user(admin: Client, ada: Resident) -> None:
-    assert rows(admin.table("conversations").select("*")) == []
-    assert rows(admin.table("threads").select("*")) == []
+@pytest.mark.parametrize("relation", sorted({*PERSONAL} - {"users"}))
+def test_an_admin_sees_no_conversation_of_a_user_and_no_spending(admin: Client, ada: Resident, relation: str) -> None:
+    assert rows(ada.api.table(relation).select("*")) != []
+    assert rows(admin.table(relation).select("*")) == []
 
 
 def test_a_user_cannot_make_himself_an_admin(stack: Stack, admin: Client) -> None:

@@ -53,6 +53,15 @@ def test_an_owner_finds_his_own_passage_by_meaning_and_by_words(
     assert sorted(found) == ["near to the question", "public and far", "the marmalade ledger"]
 
 
+def test_a_passage_that_is_found_says_whether_it_is_private(owner: User, owners_api: Client, shelf: Shelf) -> None:
+    own = shelf.put("mine", EAST, owner_id=owner.user_id)
+    public = shelf.put("everybody's", EAST)
+
+    found = {row["id"]: row["is_private"] for row in shelf.search(owners_api)}
+
+    assert found == {own: True, public: False}
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nobody_else_finds_it(
     owner: User, visitor: Client, outsider: Client, admin: Client, service: Client, shelf: Shelf, function: str

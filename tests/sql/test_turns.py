@@ -1,68 +1,18 @@
 """A turn's two calls, as a user and as the gateway make them over PostgREST."""
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
-import jwt
 import psycopg
 import pytest
-from supabase import Client, ClientOptions, create_client
+from supabase import Client
 
-from infra.local.stack import Stack
 from tests.sql import ANSWER, QUESTION, close_turn, open_turn, rows
 
 # What a token could hold where the user's id belongs, and no id is meant by it.
 GARBAGE = ["", "abc", "1 or 1=1", "-1", -1, 1.5, "1e3", " 1", "1\n", "٣", 10**18, [1], {"id": 1}, True, None]
-
-
-@pytest.fixture(scope="module")
-def service(stack: Stack) -> Client:
-    return create_client(stack.url, stack.keys.secret)
-
-
-@pytest.fixture(scope="module")
-def database(stack: Stack) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def mint(stack: Stack) -> Callable[..., Client]:
-    """A client whose token has these claims, by default of somebody whom Supabase's Auth has never heard of."""
-
-    def with_claims(**claims: Any) -> Client:
-        standard = {
-            "iss": f"{stack.url}/auth/v1",
-            "aud": "authenticated",
-            "role": "authenticated",
-            "sub": str(uuid4()),
-            "exp": time.time() + 600,
-        }
-        token = jwt.encode({**standard, **claims}, stack.keys.jwt_secret, "HS256")
-        options = ClientOptions(headers={"Authorization": f"Bearer {token}"})
-        return create_client(stack.url, stack.keys.publishable, options)
-
-    return with_claims
-
-
-@pytest.fixture
-def api(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
-    return sign_up(database, mint)
-
-
-@pytest.fixture
-def user_id(api: Client) -> int:
-    [row] = rows(api.table("users").select("user_id"))
-    found: int = row["user_id"]
-    return found
-
-
-@pytest.fixture
-def neighbour(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
-    return sign_up(database, mint)
 
 
 @pytest.fixture
@@ -81,15 +31,6 @@ def passages(database: psycopg.Connection) -> Iterator[list[int]]:
     database.execute("delete from public.finance_knowledge where embedding_model = %s", [model])
 
 
-def sign_up(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
-    """A new user's client; Auth's own sign-up would spend most of these tests' time on a password."""
-    auth_user_id = str(uuid4())
-    database.execute(
-        "insert into auth.users (id, email) values (%s, %s)", [auth_user_id, f"{auth_user_id}@example.com"]
-    )
-    return mint(sub=auth_user_id)
-
-
 def conversation(service: Client, conversation_id: int) -> dict[str, Any]:
     """The stored row, whoever's it is."""
     [row] = rows(service.table("conversations").select("*").eq("id", conversation_id))
@@ -100,7 +41,7 @@ def conversation(service: Client, conversation_id: int) -> dict[str, Any]:
 def test_a_turn_opens_with_nothing_before_it(api: Client, user_id: int) -> None:
     turn = open_turn(api)
 
-    assert turn.keys() == {"outcome", "conversation_id", "thread_id", "user_id", "attempt", "turns", "swaps"}
+    assert turn.keys() == {"outcome", "conversation_id", "thread_id", "user_id", "attempt", "limits", "turns", "swaps"}
     assert (turn["outcome"], turn["user_id"], turn["turns"], turn["swaps"]) == ("open", user_id, [], [])
     assert [row["conversation_id"] for row in rows(api.table("open_turns").select("*"))] == [turn["conversation_id"]]
 
@@ -116,7 +57,12 @@ def test_an_open_turn_is_no_conversation_until_it_is_closed(api: Client, user_id
         context_used=[{"id": 1, "similarity": 0.9}],
         model_version="model-1",
         input_tokens=40,
+        cached_tokens=30,
         output_tokens=9,
+        reasoning_tokens=4,
+        is_estimated=False,
+        cost_usd=0.0012,
+        latency_ms=830,
         flags=[{"kind": "unknown_url", "text": "evil.example"}],
     )
 
@@ -137,7 +83,11 @@ def test_an_open_turn_is_no_conversation_until_it_is_closed(api: Client, user_id
         "flags": [{"kind": "unknown_url", "text": "evil.example"}],
         "error_code": None,
         "input_tokens": 40,
+        "cached_tokens": 30,
         "output_tokens": 9,
+        "reasoning_tokens": 4,
+        "is_estimated": False,
+        "cost_usd": 0.0012,
     }
     assert rows(api.table("open_turns").select("*")) == []
 
@@ -165,11 +115,17 @@ def test_an_answer_takes_the_place_of_what_was_not_one(api: Client, service: Cli
 
 
 def test_a_key_that_is_at_work_is_running(api: Client) -> None:
-    open_turn(api, request_key="key")
+    turn = open_turn(api, request_key="key")
 
     again = open_turn(api, request_key="key")
 
-    assert again == {"outcome": "running", "retry_after_seconds": 1}
+    assert again == {
+        "outcome": "running",
+        "conversation_id": turn["conversation_id"],
+        "thread_id": turn["thread_id"],
+        "is_pending": False,
+        "retry_after_seconds": 1,
+    }
 
 
 def test_a_keys_answer_is_given_again_with_its_sources(
@@ -178,7 +134,8 @@ def test_a_keys_answer_is_given_again_with_its_sources(
     turn = open_turn(api, request_key="key")
     next_best, gone, best = passages
     used = [{"id": best, "similarity": 0.93}, {"id": gone, "similarity": 0.92}, {"id": next_best, "similarity": 0.91}]
-    close_turn(service, turn, idempotency_key="key", context_used=used, model_version="model-1", output_tokens=9)
+    counts = {"output_tokens": 9, "cached_tokens": 30, "reasoning_tokens": 4, "is_estimated": True, "cost_usd": 0.0012}
+    close_turn(service, turn, idempotency_key="key", context_used=used, model_version="model-1", **counts)
     database.execute("delete from public.finance_knowledge where id = %s", [gone])
 
     again = open_turn(api, request_key="key")
@@ -187,7 +144,8 @@ def test_a_keys_answer_is_given_again_with_its_sources(
     assert (again["outcome"], again["conversation_id"]) == ("answered", turn["conversation_id"])
     assert (told["conversation_id"], told["thread_id"]) == (turn["conversation_id"], turn["thread_id"])
     assert (told["message"], told["response"], told["status"]) == (QUESTION, ANSWER, "complete")
-    assert (told["model"], told["feedback"], told["input_tokens"], told["output_tokens"]) == ("model-1", None, None, 9)
+    assert (told["model"], told["feedback"], told["input_tokens"], told["error_code"]) == ("model-1", None, None, None)
+    assert counts.items() <= told.items()
     assert told["sources"] == [
         {"id": best, "content": "It pays fees.", "similarity": 0.93, "token_symbol": "TON"},
         {"id": next_best, "content": "Toncoin is a coin.", "similarity": 0.91, "token_symbol": "TON"},
@@ -225,7 +183,7 @@ def test_a_key_without_a_whole_answer_is_opened_again_in_its_place(api: Client, 
     meanwhile = open_turn(api, request_key="key")
     close_turn(service, again, idempotency_key="key")
 
-    assert again == turn | {"attempt": again["attempt"]}
+    assert again == turn | {name: again[name] for name in ("attempt", "limits")}
     assert meanwhile["outcome"] == "running"
     assert conversation(service, turn["conversation_id"])["status"] == "complete"
 
@@ -235,7 +193,7 @@ def test_a_key_whose_lease_has_run_out_is_opened_again(api: Client) -> None:
 
     again = open_turn(api, request_key="key", thread=str(uuid4()))
 
-    assert again == turn | {"attempt": again["attempt"]}
+    assert again == turn | {name: again[name] for name in ("attempt", "limits")}
     assert open_turn(api, request_key="key")["outcome"] == "running"
 
 
@@ -273,9 +231,11 @@ def test_the_turns_of_a_minute_are_limited(api: Client, neighbour: Client, servi
     third = open_turn(api, turns_per_minute=2)
 
     assert second["outcome"] == "open"
-    assert third.keys() == {"outcome", "retry_after_seconds"}
+    assert third.keys() == {"outcome", "retry_after_seconds", "limits"}
     assert third["outcome"] == "limited"
     assert 1 <= third["retry_after_seconds"] <= 60
+    assert second["limits"]["requests"] | {"reset_seconds": 60} == {"limit": 2, "remaining": 0, "reset_seconds": 60}
+    assert third["limits"]["requests"] == {"limit": 2, "remaining": 0, "reset_seconds": third["retry_after_seconds"]}
     assert open_turn(neighbour, turns_per_minute=2)["outcome"] == "open"
 
 
