@@ -212,11 +212,16 @@ async def defer_turn(db: AsyncPostgrestClient, turn: Turn, hold_seconds: int) ->
     await database.call(db, "defer_turn", arguments)
 
 
-async def claim_turn(db: AsyncPostgrestClient, turn: Turn, seconds: float) -> Literal["claimed", "busy", "over"]:
-    """Whether this worker may answer a deferred turn, and no other one for so long; 0 lets go of it. As the gateway."""
+async def claim_turn(db: AsyncPostgrestClient, turn: Turn, seconds: float) -> int | None:
+    """How often a deferred turn has been claimed with this time, in which no other worker may; 0 seconds let go of it.
+
+    None for a turn that is over. Raises `Unavailable` while another worker has it. As the gateway.
+    """
     arguments = {"conversation_id": turn.conversation_id, "attempt": turn.attempt, "claim_seconds": math.ceil(seconds)}
-    claim: Literal["claimed", "busy", "over"] = (await database.call(db, "claim_turn", arguments))["outcome"]
-    return claim
+    claim = await database.call(db, "claim_turn", arguments)
+    if claim["outcome"] == "busy":
+        raise Unavailable("Somebody else answers it: ask again.", retry_after_seconds=1)
+    return int(claim["claims"]) if claim["outcome"] == "claimed" else None
 
 
 async def close_turn(db: AsyncPostgrestClient, closing: Closing) -> None:

@@ -28,13 +28,12 @@ from shared.errors import (
     Unavailable,
 )
 from shared.models import Deadline, Model, Route
-from shared.providers.chat import Ask, Failure, ProviderFailed
+from shared.providers.chat import JOB_SECONDS, Ask, Failure, ProviderFailed
 from shared.queue import Delivery
 from shared.telemetry import Trace, logger
 from shared.wire import Answer, Pending, Token, Wire
 
 HOLD_SECONDS = 900  # a pending conversation that nobody finishes by then is lost
-JOB_SECONDS = 600  # what a provider that calls back may take
 LOOK_SECONDS = 60  # between looks at it, for a call that never comes
 JOB_CALL_SECONDS = 10
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
@@ -125,7 +124,8 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
     """See what a job has come to that a provider was left alone with, and end its turn; whether it is over.
 
     As often as one likes and in any order: what counts is what the provider says when it is asked now. `wire` and
-    `job_id` are what a caller says they are; the latter counts where it was not noted. Raises `NotFound`.
+    `job_id` are what a caller says they are; the latter counts where it was not noted. Raises `NotFound`, and
+    `Unavailable` while somebody else is at it.
     """
     db = database.as_gateway(clients.http, clients.settings)
     job = await database.call(db, "find_job", {"token": token})
@@ -133,8 +133,8 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
         raise NotFound("There is no such job.")
     work, job_id = _work(job["work"]), job["job_id"] or job_id
     model, trace = clients.router.named(job["model"]), Trace(str(uuid4()))
-    if await conversations.claim_turn(db, work.draft.turn, JOB_CALL_SECONDS) != "claimed":
-        return True  # it is over, or somebody else has just seen it
+    if await conversations.claim_turn(db, work.draft.turn, JOB_CALL_SECONDS) is None:
+        return True
     route = await clients.router.route(work.user_key, work.wanted)
     said = None
     try:
@@ -200,32 +200,29 @@ def _answer(told: WholeConversation, trace: Trace) -> Answer:
 async def _finish(clients: Clients, work: Work, delivery: Delivery) -> None:
     """Answer a deferred turn, unless it is answered; one that fails for good, or too often, is closed as failed."""
     db, trace, turn = database.as_gateway(clients.http, clients.settings), Trace(str(uuid4())), work.draft.turn
-    claim = await conversations.claim_turn(db, turn, delivery.seconds)
-    if claim == "busy":
-        raise Unavailable("Another worker answers it.")
-    if claim == "over":
+    claims = await conversations.claim_turn(db, turn, delivery.seconds)
+    if claims is None:
         return
-    is_last = delivery.number >= clients.settings.answer_tries
     try:
-        if delivery.number > clients.settings.answer_tries:
-            raise ModelUnavailable()
         route = _left(await clients.router.route(work.user_key, work.wanted), work.refused)
         deadline = Deadline.after(delivery.seconds)
-        if await _left_alone(clients, work, route):
-            await conversations.claim_turn(db, turn, 0)
-        elif work.broadcast:
+        if not work.broadcast and await _left_alone(clients, work, route):
+            return
+        if claims > clients.settings.answer_tries:  # those before it were killed
+            raise ModelUnavailable()
+        if work.broadcast:
             await _broadcast(clients, work.draft, route, deadline, trace)
         else:
             text, draft = await answering.answered(work.draft, route, deadline, trace)
             await answering.close(clients, draft, text, "complete", trace)
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
-        if failure.retryable and not is_last:
+        if failure.retryable and claims < clients.settings.answer_tries:
             await conversations.claim_turn(db, turn, 0)
             raise
         await answering.close(clients, work.draft, "", "failed", trace, failure.code)
     finally:
-        facts = {"conversationId": turn.conversation_id, "delivery": delivery.number, "timings": trace.timings}
+        facts = {"conversationId": turn.conversation_id, "claims": claims, "timings": trace.timings}
         logger.info("deferred", extra={"requestId": trace.request_id, **facts, **trace.facts})
 
 
@@ -233,7 +230,7 @@ async def _left_alone(clients: Clients, work: Work, route: Route) -> bool:
     """Give the turn to a provider that calls back when it is done; False where the first model's doesn't."""
     settings, model = clients.settings, route.chain[0]
     wire = clients.router.wire(model.provider)
-    if not (settings.webhook_url and model.chat.submit) or work.broadcast:
+    if not (settings.webhook_url and model.chat.submit):
         return False
     if wire == "replicate" and not settings.replicate_webhook_secret:
         return False
@@ -256,17 +253,18 @@ async def _left_alone(clients: Clients, work: Work, route: Route) -> bool:
         except ProviderFailed:
             return False  # the chain knows what to do with that
         await database.call(db, "name_job", {"token": job["token"], "job_id": job_id})
+    await conversations.claim_turn(db, work.draft.turn, 0)
     await queue.send(settings.queue_url or "", {"job": job["token"]}, LOOK_SECONDS)
     return True
 
 
 async def _pass_on(clients: Clients, work: Work, route: Route, trace: Trace) -> None:
     """To the models that have not failed yet, or that is how it ends."""
-    db = database.as_gateway(clients.http, clients.settings)
     if all(model.name in work.refused for model in route.chain):
         await answering.close(clients, work.draft, "", "failed", trace, ModelUnavailable.code)
         return
-    await conversations.claim_turn(db, work.draft.turn, 0)
+    db = database.as_gateway(clients.http, clients.settings)
+    await conversations.defer_turn(db, work.draft.turn, HOLD_SECONDS)
     await queue.send(clients.settings.queue_url or "", {"work": _json(work)})
 
 

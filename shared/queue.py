@@ -19,10 +19,9 @@ MARGIN_SECONDS = 5  # of an invocation's time, to write down what its work came 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message as it comes: which delivery of it this is, from 1, and how long its work may take."""
+    """A message as it comes, and how long its work may take."""
 
     body: str
-    number: int
     seconds: float
 
 
@@ -43,7 +42,7 @@ async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], sec
     The event source mapping must have ReportBatchItemFailures.
     """
     records = event["Records"]
-    deliveries = [_delivery(record, seconds - MARGIN_SECONDS) for record in records]
+    deliveries = [Delivery(record["body"], seconds - MARGIN_SECONDS) for record in records]
     outcomes = await asyncio.gather(*map(work, deliveries), return_exceptions=True)
     failures = []
     for record, outcome in zip(records, outcomes, strict=True):
@@ -52,10 +51,6 @@ async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], sec
             logger.error("queue message failed", extra=extra)
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
-
-
-def _delivery(record: Mapping[str, Any], seconds: float) -> Delivery:
-    return Delivery(record["body"], int(record["attributes"]["ApproximateReceiveCount"]), seconds)
 
 
 def _send(queue_url: str, text: str, delay_seconds: int) -> None:

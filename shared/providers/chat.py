@@ -6,6 +6,8 @@ from enum import Enum
 
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
+JOB_SECONDS = 600
+
 
 class Message(TypedDict):
     """One message of a chat: `role` is system, user or assistant."""
@@ -76,9 +78,12 @@ class ProviderFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A provider with its address and key: the one answers whole, the other piece by piece and its usage last.
+    """A provider with its address and key: `generate` answers whole, `stream` piece by piece and its usage last.
 
-    Both raise `ProviderFailed` alone. Cancelled, or closed, they stop the work at the provider.
+    Cancelled, or closed, both stop the work at the provider. One that can be left alone has the other three: `submit`
+    starts a job that lives for `JOB_SECONDS` at most, with an address the provider calls when it is over, and gives its
+    id; `collect` says what has come of it, None while it goes on or can't be seen; `cancel` ends it. All raise
+    `ProviderFailed` alone, `cancel` not even that, and `collect` only for a job that has failed or doesn't exist.
     """
 
     generate: Callable[[Ask], Awaitable[Said]]

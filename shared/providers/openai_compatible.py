@@ -6,11 +6,12 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from operator import itemgetter
 from time import time
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx
 import openai
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
 from openai.types.completion_usage import CompletionUsage
 from pydantic import SecretStr
 
@@ -19,6 +20,7 @@ from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usag
 # What the SDK raises over an answer that isn't the API's: it doesn't validate what it parses.
 GARBAGE = (AttributeError, LookupError, TypeError, ValueError)
 REFUSED, TOO_MUCH, CONTENT = {401, 402, 403, 404}, {400, 413, 422}, {"content_filter", "content_policy_violation"}
+REASONING = re.compile(r"o\d|gpt-5")
 TOO_LONG = re.compile(r"context|too (?:long|large)|maximum|tokens", re.IGNORECASE)
 
 
@@ -56,7 +58,7 @@ async def stream(client: AsyncOpenAI, ask: Ask) -> AsyncGenerator[str | Usage, N
                 if chunk.choices and (piece := clean(chunk.choices[0].delta.content)):
                     yield piece
                 finish = finish or (chunk.choices[0].finish_reason if chunk.choices else None)
-                if usage := _usage(chunk.usage):
+                if usage := _usage(chunk.usage or _groqs(chunk)):
                     yield usage
     except (openai.OpenAIError, httpx.HTTPError, *GARBAGE) as error:  # the SDK leaves errors in mid-stream as they are
         raise _failed(error) from error
@@ -97,21 +99,37 @@ def _client(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpen
 
 
 def _request(ask: Ask) -> dict[str, Any]:
-    return {
-        "model": ask.model,
-        "messages": list(ask.messages),
-        "max_tokens": ask.max_tokens,
-        "temperature": 0,
-        "timeout": ask.timeout_seconds,
-    }
+    """OpenAI's reasoning models refuse `max_tokens`, and any temperature but their own."""
+    limits = {"max_tokens": ask.max_tokens, "temperature": 0}
+    if REASONING.match(ask.model):
+        limits = {"max_completion_tokens": ask.max_tokens}
+    return {"model": ask.model, "messages": list(ask.messages), "timeout": ask.timeout_seconds, **limits}
 
 
 def _usage(reported: CompletionUsage | None) -> Usage | None:
     """The tokens as reported; servers have been seen to report null, which is no report."""
-    counts = (reported.prompt_tokens, reported.completion_tokens) if reported else ()
-    if not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
+    if reported is None or not (_is_count(reported.prompt_tokens) and _is_count(reported.completion_tokens)):
         return None
-    return Usage(*counts)
+    spent, made = reported.prompt_tokens, reported.completion_tokens
+    cached = _part(reported.prompt_tokens_details, "cached_tokens", spent)
+    return Usage(spent, made, False, cached, _part(reported.completion_tokens_details, "reasoning_tokens", made))
+
+
+def _groqs(chunk: ChatCompletionChunk) -> CompletionUsage | None:
+    """Groq tells a stream's usage in a field of its own where `include_usage` isn't heeded."""
+    own = (chunk.model_extra or {}).get("x_groq")
+    usage = own.get("usage") if isinstance(own, dict) else None
+    return CompletionUsage.construct(**usage) if isinstance(usage, dict) else None
+
+
+def _part(details: Any, name: str, whole: int) -> int:
+    """The tokens of one kind among the whole; what can't be is none."""
+    count = getattr(details, name, None)
+    return count if _is_count(count) and count <= whole else 0
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _failed(error: Exception) -> ProviderFailed:

@@ -16,7 +16,7 @@ import anyio
 import httpx
 from pydantic import SecretStr
 
-from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
+from shared.providers.chat import JOB_SECONDS, Ask, Chat, Failure, ProviderFailed, Said, Usage
 from shared.providers.openai_compatible import clean
 
 # Only these say that it is over: neither a 2xx nor an output does. Aborted is what never ran (`Cancel-After`).
@@ -34,6 +34,7 @@ MODEL_PATHS = (
     (re.compile(r"deployments/(\w[\w.-]*/\w[\w.-]*)"), "/deployments/{}/predictions"),
     (re.compile(r"(\w[\w.-]*/\w[\w.-]*)"), "/models/{}/predictions"),
 )
+ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 VERSION = re.compile(r"(\w[\w.-]*/\w[\w.-]*:)?[0-9a-f]{64}")
 
 FAILURES = {
@@ -76,7 +77,13 @@ class Prediction:
 def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> Chat:
     """Replicate's models, named owner/name, owner/name:version, version, or deployments/owner/name."""
     account = Account(http, base_url.rstrip("/"), key)
-    return Chat(generate=partial(generate, account), stream=partial(stream, account))
+    return Chat(
+        generate=partial(generate, account),
+        stream=partial(stream, account),
+        submit=partial(submit, account),
+        collect=partial(collect, account),
+        cancel=partial(cancel, account),
+    )
 
 
 async def generate(account: Account, ask: Ask) -> Said:
@@ -86,9 +93,7 @@ async def generate(account: Account, ask: Ask) -> Said:
         async with _prediction(account, ask, deadline, streamed=False) as prediction:
             async with asyncio.timeout_at(deadline):
                 await _watch(account, ask, prediction)
-            count = _count(prediction, "output_token_count")
-            cut_off = count is not None and count >= ask.max_tokens
-            return Said(_text(prediction.seen.get("output")), cut_off, _usage(prediction))
+            return _said(ask, prediction)
 
 
 async def stream(account: Account, ask: Ask) -> AsyncGenerator[str | Usage, None]:
@@ -107,6 +112,39 @@ async def stream(account: Account, ask: Ask) -> AsyncGenerator[str | Usage, None
                     await _look_for_metrics(account, ask, prediction)
             if usage := _usage(prediction):
                 yield usage
+
+
+async def submit(account: Account, ask: Ask, webhook_url: str) -> str:
+    """Create a prediction that Replicate calls back about, and leave it alone."""
+    with _ours():
+        path, version = _place(ask.model)
+        hook = {"webhook": webhook_url, "webhook_events_filter": ["completed"]}
+        headers = {"Cancel-After": f"{JOB_SECONDS}s"}
+        body = {**version, "input": _input(ask), **hook}
+        seen = await _call(account, "POST", f"{account.base_url}{path}", ask.timeout_seconds, headers, body)
+        return _checked(seen["id"])
+
+
+async def collect(account: Account, ask: Ask, job_id: str) -> Said | None:
+    """What a prediction has come to."""
+    with _ours():
+        try:
+            seen = await _call(account, "GET", _address(account, job_id), ask.timeout_seconds)
+        except ProviderFailed as failed:
+            if failed.failure is Failure.REFUSED:
+                raise
+            return None
+        except (TimeoutError, httpx.HTTPError, *GARBAGE):
+            return None
+        prediction = Prediction({}, seen, seen.get("status") in TERMINAL)
+        _raise_if_failed(prediction)
+        return _said(ask, prediction) if prediction.over else None
+
+
+async def cancel(account: Account, ask: Ask, job_id: str) -> None:
+    """Stop a prediction."""
+    with suppress(ProviderFailed, httpx.HTTPError, *GARBAGE):
+        await _call(account, "POST", f"{_address(account, job_id)}/cancel", ask.timeout_seconds)
 
 
 @contextmanager
@@ -163,8 +201,28 @@ async def _watch(account: Account, ask: Ask, prediction: Prediction) -> None:
         pause_seconds = min(pause_seconds * 1.5, LONGEST_PAUSE_SECONDS)
         prediction.seen = await _look(account, ask, prediction)
         prediction.over = prediction.seen.get("status") in TERMINAL
-    if prediction.seen["status"] != "succeeded":
+    _raise_if_failed(prediction)
+
+
+def _raise_if_failed(prediction: Prediction) -> None:
+    if prediction.over and prediction.seen["status"] != "succeeded":
         raise _broken(f"{prediction.seen['status']}: {prediction.seen.get('error')}")
+
+
+def _said(ask: Ask, prediction: Prediction) -> Said:
+    count = _count(prediction, "output_token_count")
+    cut_off = count is not None and count >= ask.max_tokens
+    return Said(_text(prediction.seen.get("output")), cut_off, _usage(prediction))
+
+
+def _address(account: Account, job_id: str) -> str:
+    return f"{account.base_url}/predictions/{_checked(job_id)}"
+
+
+def _checked(job_id: Any) -> str:
+    if not isinstance(job_id, str) or not ID.fullmatch(job_id):
+        raise ProviderFailed(Failure.FAILING, "not a prediction's id")
+    return job_id
 
 
 async def _look(account: Account, ask: Ask, prediction: Prediction) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import anyio
 import httpx
 from pydantic import SecretStr
 
-from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
+from shared.providers.chat import JOB_SECONDS, Ask, Chat, Failure, ProviderFailed, Said, Usage
 from shared.providers.openai_compatible import clean
 
 GOING_ON = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
@@ -47,7 +47,13 @@ class Job:
 
 def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> Chat:
     """Endpoints of one account; a model's name is an endpoint's id."""
-    return Chat(partial(generate, http, base_url, key), partial(stream, http, base_url, key))
+    return Chat(
+        generate=partial(generate, http, base_url, key),
+        stream=partial(stream, http, base_url, key),
+        submit=partial(submit, http, base_url, key),
+        collect=partial(collect, http, base_url, key),
+        cancel=partial(cancel, http, base_url, key),
+    )
 
 
 async def generate(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask) -> Said:
@@ -76,12 +82,45 @@ async def stream(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: As
             yield usage
 
 
+async def submit(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask, webhook_url: str) -> str:
+    """Queue a job that RunPod calls back about, and leave it alone."""
+    job = _new(http, base_url, key, ask)
+    await _told(job, "POST", "run", request={**_request(ask), "policy": _policy(JOB_SECONDS), "webhook": webhook_url})
+    return job.id
+
+
+async def collect(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask, job_id: str) -> Said | None:
+    """What a job has come to; RunPod knows it for half an hour after its end."""
+    job = _new(http, base_url, key, ask, job_id)
+    try:
+        state = await _told(job, "GET", f"status/{job.id}")
+    except ProviderFailed as failed:
+        if failed.failure is Failure.REFUSED:
+            raise
+        return None
+    return _said(_output(state), ask.max_tokens) if job.status in ENDED else None
+
+
+async def cancel(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask, job_id: str) -> None:
+    """End a job."""
+    with suppress(ProviderFailed):
+        job = _new(http, base_url, key, ask, job_id)
+        await _told(job, "POST", f"cancel/{job.id}")
+
+
+def _new(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask, job_id: str = "") -> Job:
+    if not ENDPOINT.fullmatch(ask.model):
+        raise ProviderFailed(Failure.REFUSED, "not an endpoint's id")
+    if job_id and not JOB.fullmatch(job_id):
+        raise ProviderFailed(Failure.FAILING, "not a job's id")
+    until = asyncio.get_running_loop().time() + ask.timeout_seconds
+    return Job(http, f"{base_url}/{ask.model}", key, until, job_id)
+
+
 @asynccontextmanager
 async def _job(http: httpx.AsyncClient, base_url: str, key: SecretStr, ask: Ask) -> AsyncIterator[Job]:
     """A job yet to be created; one that is left before it has ended is cancelled, whoever leaves it."""
-    if not ENDPOINT.fullmatch(ask.model):
-        raise ProviderFailed(Failure.REFUSED, "not an endpoint's id")
-    job = Job(http, f"{base_url}/{ask.model}", key, until=asyncio.get_running_loop().time() + ask.timeout_seconds)
+    job = _new(http, base_url, key, ask)
     try:
         yield job
     finally:
@@ -239,7 +278,6 @@ def _request(ask: Ask) -> dict[str, Any]:
     RunPod takes an `executionTimeout` above 5 s and a `ttl` from 10 s to a week.
     """
     messages = [{"role": message["role"], "content": clean(message["content"])} for message in ask.messages]
-    milliseconds = round(1000 * ask.timeout_seconds)
     return {
         "input": {
             "messages": messages,
@@ -247,8 +285,13 @@ def _request(ask: Ask) -> dict[str, Any]:
             "max_tokens": ask.max_tokens,
             "sampling_params": {"max_tokens": ask.max_tokens, "temperature": 0},
         },
-        "policy": {"executionTimeout": max(6_000, milliseconds), "ttl": max(10_000, milliseconds)},
+        "policy": _policy(ask.timeout_seconds),
     }
+
+
+def _policy(seconds: float) -> dict[str, int]:
+    milliseconds = round(1000 * seconds)
+    return {"executionTimeout": max(6_000, milliseconds), "ttl": max(10_000, milliseconds)}
 
 
 def _wait_ms(timeout_seconds: float) -> int:

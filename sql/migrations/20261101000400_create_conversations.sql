@@ -83,6 +83,7 @@ create table public.open_turns (
   attempt uuid not null default gen_random_uuid(),
   expires_at timestamptz not null,
   claimed_until timestamptz,
+  claims integer not null default 0,
   unique (user_id, idempotency_key)
 );
 
@@ -92,6 +93,8 @@ comment on column public.open_turns.expires_at is
 comment on column public.open_turns.attempt is 'Who holds it: a closing that comes late lets go of its own hold only.';
 
 comment on column public.open_turns.claimed_until is 'Until when a worker answers it, so that no second one does.';
+
+comment on column public.open_turns.claims is 'How often a worker has begun to answer it since it was deferred.';
 
 alter table public.open_turns enable row level security;
 

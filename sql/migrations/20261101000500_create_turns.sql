@@ -131,7 +131,7 @@ begin
     now() + make_interval(secs => lease)
   )
   on conflict (conversation_id) do update
-  set attempt = excluded.attempt, expires_at = excluded.expires_at, claimed_until = null;
+  set attempt = excluded.attempt, expires_at = excluded.expires_at, claimed_until = null, claims = 0;
 
   return jsonb_build_object(
     'outcome', 'open', 'conversation_id', reserved_id, 'thread_id', reserved_thread, 'user_id', caller_id,
@@ -388,7 +388,7 @@ as $$
   select private.queue_as_user(defer_turn.user_id);
 
   update public.open_turns
-  set expires_at = now() + make_interval(secs => lease_seconds)
+  set expires_at = now() + make_interval(secs => lease_seconds), claimed_until = null, claims = 0
   where open_turns.conversation_id = defer_turn.conversation_id and open_turns.attempt = defer_turn.attempt;
 
   update public.model_calls
@@ -410,8 +410,11 @@ revoke all on function public.defer_turn(bigint, bigint, uuid, uuid, text, text,
 from public, anon, authenticated;
 grant execute on function public.defer_turn(bigint, bigint, uuid, uuid, text, text, integer) to service_role;
 
--- Whether a worker may answer a deferred turn now, as {"outcome"}: claimed; busy, while another one does; over, when it
--- is answered, given up, or opened anew. A claim that is let go is one of no seconds. What is claimed stays reserved.
+-- Whether a worker may answer a deferred turn now: one of
+--   {"outcome": "claimed", "claims"}   and the how-manieth time that is
+--   {"outcome": "busy"}                another one does
+--   {"outcome": "over"}                it is answered, given up, or opened anew
+-- A claim that is let go is one of no seconds. What is claimed stays reserved.
 create function public.claim_turn(conversation_id bigint, attempt uuid, claim_seconds integer)
 returns jsonb
 language plpgsql
@@ -441,13 +444,14 @@ begin
   update public.open_turns
   set
     claimed_until = now() + make_interval(secs => claim_seconds),
+    claims = claims + case when claim_seconds > 0 then 1 else 0 end,
     expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
   where open_turns.conversation_id = held.conversation_id;
 
   update public.model_calls
   set expires_at = greatest(expires_at, now() + make_interval(secs => claim_seconds))
   where id = held.attempt and state = 'reserved';
-  return jsonb_build_object('outcome', 'claimed');
+  return jsonb_build_object('outcome', 'claimed', 'claims', held.claims + 1);
 end
 $$;
 
