@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,11 +124,13 @@ class Router:
     async def _look_up(self) -> None:
         """What is known stays where the database doesn't say: it is asked again in a few seconds."""
         try:
-            with suppress(GatewayError):
-                db = database.as_gateway(self.http, self.settings)
-                state = await database.call(db, "gateway_state", {}, STATE_SECONDS)
-                self.breakers.learn(state["breakers"])
-                self.versions = [version for row in state["models"] if (version := self._version(row))]
+            db = database.as_gateway(self.http, self.settings)
+            state = await database.call(db, "gateway_state", {}, STATE_SECONDS)
+            self.breakers.learn(state["breakers"])
+            self.versions = [version for row in state["models"] if (version := self._version(row))]
+        except Exception as error:  # nobody waits for it who could be told
+            kind = error.code if isinstance(error, GatewayError) else type(error).__name__
+            logger.error("the routes can't be looked up", extra={"kind": kind})
         finally:
             self.looked_at, self.looking = time.monotonic(), None
 

@@ -53,18 +53,20 @@ def main(folder: Path, load_knowledge: Callable[[Stack], None]) -> int:
 async def _show(stack: Stack, console: Console) -> int:
     user = await _sign_up(stack)
     console.print(f"Signed up as user [bold]{user.user_id}[/bold], with {len(SWAPS)} swaps, listening over Realtime.\n")
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as http:
+    headers = {"Authorization": f"Bearer {user.token}"}
+    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as http:
         for question in QUESTIONS:
             console.print(f"[bold cyan]? {question}[/bold cyan]")
             asked = await http.post(
                 f"{stack.url}/functions/v1/ai-finance",
                 json={"message": question, "matchCount": 2},
-                headers={"Authorization": f"Bearer {user.token}"},
             )
             if asked.is_error:
                 console.print(f"[red]{asked.status_code} {escape(asked.text)}[/red]")
                 return 1
             await _print_answer(asked.json(), user, console)
+        spent = (await http.get(f"{stack.url}/functions/v1/ai-finance/usage")).json()["day"]
+    console.print(f"Spent today: {spent['requests']} answers, {spent['tokens']} tokens, ${spent['costUsd']:.5f}.")
     await user.client.realtime.close()
     return 0
 
@@ -78,7 +80,8 @@ async def _print_answer(answer: dict[str, Any], user: DemoUser, console: Console
     console.print(sources)
     usage, timings = answer["usage"], answer["timings"]
     console.print(
-        f"[dim]{answer['model']}, {usage['inputTokens']} + {usage['outputTokens']} tokens;[/dim] "
+        f"[dim]{answer['model']}, {usage['inputTokens']} + {usage['outputTokens']} tokens, ${usage['costUsd']:.5f}"
+        f"{' (estimated)' if usage['estimated'] else ''};[/dim] "
         + ", ".join(f"{step} [bold]{milliseconds:.0f}[/bold] ms" for step, milliseconds in timings.items())
     )
     heard = await asyncio.wait_for(user.heard.get(), REALTIME_SECONDS)
