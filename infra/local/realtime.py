@@ -330,10 +330,10 @@ class Realtime:
     async def _may_send(self, topic: str, claims_json: str, extension: str) -> bool:
         return await channel_authorization.may_send(self._pool, topic, claims_json, extension)
 
-    def _fan_out(self, topic: str, private: bool, message: dict[str, Any], skip: Connection | None = None) -> None:
+    def _fan_out(self, topic: str, is_private: bool, message: dict[str, Any], skip: Connection | None = None) -> None:
         """To whoever hears broadcasts; a private topic and a public one of the same name have nothing in common."""
         for (connection, joined), channel in self._channels.items():
-            is_meant = joined == topic and channel.is_private == private
+            is_meant = joined == topic and channel.is_private == is_private
             if is_meant and "broadcast" in channel.hears and connection is not skip:
                 channel.push("broadcast", message)
 
