@@ -79,7 +79,7 @@ def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, dat
     http = httpx.AsyncClient(limits=LIMITS, trust_env=False)
     check = AsyncConnectionPool.check_connection  # after a restart of the database the old connections are dead
     pool = AsyncConnectionPool(database_url, min_size=1, max_size=4, open=False, check=check, kwargs=NAMED)
-    realtime = Realtime(keys, database_url)
+    realtime = Realtime(keys, database_url, pool)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

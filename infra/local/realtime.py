@@ -2,7 +2,7 @@
 
 Row changes come from a temporary replication slot, polled over an ordinary connection: no triggers, every writer
 seen, and the slot goes with its connection. PostgreSQL itself is asked, as the subscriber, who may see a row.
-Clients are told what hosted Realtime tells them. Presence is answered and always empty; private channels are refused.
+Clients are told what hosted Realtime tells them. Presence is answered and always empty.
 """
 
 import asyncio
@@ -13,17 +13,19 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
 
 import anyio
 import psycopg
+from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from infra.local import pgoutput, subscriptions
+from infra.local import channel_authorization, pgoutput, subscriptions
+from infra.local.channel_authorization import EXTENSIONS, Unauthorized
 from infra.local.keys import Keys
 from infra.local.pgoutput import Change
 from infra.local.subscriptions import Binding, Query
@@ -102,30 +104,41 @@ class Connection:
 
 @dataclass(eq=False, slots=True)
 class Channel:
-    """A topic that a connection has joined; `claims_json` says for whom, and is the same text for the same claims."""
+    """A topic that a connection has joined; `claims_json` says for whom, and is the same text for the same claims.
+
+    `hears` and `sends` hold what they are allowed on it of broadcast and presence, the latter once it was asked.
+    """
 
     connection: Connection
     topic: str
     join_ref: str | None
     broadcast: dict[str, Any]
-    bindings: tuple[Binding, ...]
+    is_private: bool
+    has_presence: bool
+    bindings: tuple[Binding, ...] = ()
     claims_json: str = ""
+    hears: frozenset[str] = frozenset()
+    sends: dict[str, bool] = field(default_factory=dict)
     expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return self.topic.removeprefix("realtime:")
 
     def push(self, event: str, payload: dict[str, Any]) -> None:
         self.connection.send(self.topic, event, payload, join_ref=self.join_ref)
 
     def tell(self, extension: str, status: str, text: str) -> None:
-        name = self.topic.removeprefix("realtime:")
-        self.push("system", {"channel": name, "extension": extension, "message": text, "status": status})
+        self.push("system", {"channel": self.name, "extension": extension, "message": text, "status": status})
 
 
 class Realtime:
     """The routes and the change feed, tied together by the channels that are joined now."""
 
-    def __init__(self, keys: Keys, database_url: str) -> None:
+    def __init__(self, keys: Keys, database_url: str, pool: AsyncConnectionPool) -> None:
         self._keys = keys
         self._database_url = database_url
+        self._pool = pool
         self._channels: dict[tuple[Connection, str], Channel] = {}
         self._ids = itertools.count(1)
         self._following = asyncio.Event()
@@ -171,17 +184,21 @@ class Realtime:
             await socket.close(1008)  # it sent too much, or read too little
 
     async def broadcast(self, request: Request) -> Response:
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        tokens = [token for token in (request.headers.get("apikey"), bearer) if token]
-        if not tokens or any(self._claims(token) is None for token in tokens):
+        """Messages for private channels go as far as their sender may send; the answer doesn't tell, as hosted."""
+        claims = self._sender(request)
+        if claims is None:
             return JSONResponse({"message": "Unauthorized"}, 401)
         body = await request.body()
         if len(body) > MAX_FRAME_BYTES:
             return JSONResponse({"message": "Payload size exceeds the limit"}, 413)
         try:
-            for outgoing in _outgoing(request, body):
-                message = {"type": "broadcast", "event": outgoing.event, "payload": outgoing.payload}
-                self._fan_out(f"realtime:{outgoing.topic}", message)
+            messages = _outgoing(request, body)
+            private = {message.topic for message in messages if message.private}
+            allowed = {topic for topic in private if await self._may_send(topic, json.dumps(claims), "broadcast")}
+            for outgoing in messages:
+                if not outgoing.private or outgoing.topic in allowed:
+                    message = {"type": "broadcast", "event": outgoing.event, "payload": outgoing.payload}
+                    self._fan_out(f"realtime:{outgoing.topic}", outgoing.private, message)
         except ValidationError as invalid:
             return JSONResponse({"errors": invalid.errors(include_url=False, include_input=False)}, 422)
         except (ValueError, RecursionError) as malformed:
@@ -190,7 +207,7 @@ class Realtime:
 
     async def _answer(self, connection: Connection, message: Message) -> None:
         channel = self._channels.get((connection, message.topic))
-        if message.event in ("heartbeat", "presence"):
+        if message.event == "heartbeat":
             connection.reply(message, "ok")
         elif message.event == "phx_join":
             await self._join(connection, message)
@@ -200,32 +217,34 @@ class Realtime:
             connection.reply(message, "ok")
             channel.push("phx_close", {})
             self._leave(channel)
-        elif message.event == "access_token" and message.payload.get("access_token") is not None:
-            self._act_for(channel, self._claims(message.payload["access_token"]))
-        elif message.event == "broadcast":
-            self._fan_out(channel.topic, message.payload, skip=None if channel.broadcast.get("self") else connection)
+        elif message.event == "access_token":
+            await self._renew(channel, message.payload.get("access_token"))
+        elif message.event == "presence":
+            connection.reply(message, "ok" if await self._is_allowed(channel, "presence") else "error")
+        elif message.event == "broadcast" and await self._is_allowed(channel, "broadcast"):
+            skip = None if channel.broadcast.get("self") else connection
+            self._fan_out(channel.topic, channel.is_private, message.payload, skip)
             if channel.broadcast.get("ack"):
                 connection.reply(message, "ok")
 
     async def _join(self, connection: Connection, message: Message) -> None:
-        config = _object(message.payload.get("config"))
         claims = self._claims(message.payload.get("access_token") or connection.apikey)
         if claims is None:
             connection.reply(message, "error", reason="InvalidJWTToken: The token is not valid, or has expired")
             return
-        if config.get("private"):
-            connection.reply(message, "error", reason="Unauthorized: private channels are not available here")
-            return
+        config = _object(message.payload.get("config"))
+        channel = _channel(connection, message, config)
         wanted = config.get("postgres_changes")
         echo = [{**_object(each), "id": next(self._ids)} for each in wanted] if isinstance(wanted, list) else []
         try:
-            bindings, outcome = await self._bindings(echo, claims), ("ok", "Subscribed to PostgreSQL")
-        except ValueError as wrong:
-            bindings, outcome = (), ("error", str(wrong))
+            await self._admit(channel, claims)
+            outcome = await self._bind(channel, echo, claims)
+        except Unauthorized as refused:
+            connection.reply(message, "error", reason=f"Unauthorized: {refused}")
+            return
         except (psycopg.OperationalError, TimeoutError):
             connection.reply(message, "error", reason="UnableToConnectToProject: the database is out of reach")
             return
-        channel = Channel(connection, message.topic, message.join_ref, _object(config.get("broadcast")), bindings)
         if replaced := self._channels.get((connection, message.topic)):
             self._leave(replaced)
         self._channels[connection, message.topic] = channel
@@ -233,8 +252,28 @@ class Realtime:
         connection.reply(message, "ok", postgres_changes=echo)
         if echo:
             channel.tell("postgres_changes", *outcome)
-        if _object(config.get("presence")).get("enabled"):
+        if channel.has_presence and "presence" in channel.hears:
             channel.push("presence_state", {})
+
+    async def _admit(self, channel: Channel, claims: dict[str, Any]) -> None:
+        """Find out what is heard on the channel. Raises `Unauthorized` for nothing, and for less than before."""
+        heard = EXTENSIONS
+        if channel.is_private:
+            asked = EXTENSIONS if channel.has_presence else {"broadcast"}
+            heard = await channel_authorization.heard(self._pool, channel.name, json.dumps(claims), asked)
+        if channel.hears - heard:
+            raise Unauthorized(f"You no longer have permission to read from this Channel topic: {channel.name}")
+        channel.hears, channel.sends = heard, {}
+
+    async def _bind(
+        self, channel: Channel, wanted: list[dict[str, Any]], claims: dict[str, Any]
+    ) -> tuple[Literal["ok", "error"], str]:
+        """Subscribe the channel to row changes; gives what its client is told of that."""
+        try:
+            channel.bindings = await self._bindings(wanted, claims)
+        except ValueError as wrong:
+            return "error", str(wrong)
+        return "ok", "Subscribed to PostgreSQL"
 
     async def _bindings(self, wanted: list[dict[str, Any]], claims: dict[str, Any]) -> tuple[Binding, ...]:
         """ValueError, in hosted Realtime's words, for what can't be subscribed to."""
@@ -246,13 +285,27 @@ class Realtime:
                     await _check(database, binding, json.dumps(claims))
         return bindings
 
-    def _act_for(self, channel: Channel, claims: dict[str, Any] | None) -> None:
+    async def _renew(self, channel: Channel, token: Any) -> None:
+        """Go on with a new token. An API key changes nothing, as hosted: clients send theirs after signing out."""
+        if not isinstance(token, str) or token.startswith("sb_"):
+            return
+        if channel.expiry:
+            channel.expiry.cancel()  # or it could end the channel while PostgreSQL is asked
+        claims = self._claims(token)
         if claims is None:
             self._end(channel, "The token is not valid, or has expired")
             return
+        try:
+            await self._admit(channel, claims)
+        except Unauthorized as refused:
+            self._end(channel, str(refused))
+        except psycopg.OperationalError:
+            self._end(channel, "Realtime was unable to connect to the project database")
+        else:
+            self._act_for(channel, claims)
+
+    def _act_for(self, channel: Channel, claims: dict[str, Any]) -> None:
         channel.claims_json = json.dumps(claims, sort_keys=True)
-        if channel.expiry:
-            channel.expiry.cancel()
         if "exp" in claims:
             seconds = float(claims["exp"]) - time.time()
             channel.expiry = asyncio.get_running_loop().call_later(seconds, self._end, channel, "Token has expired")
@@ -268,10 +321,27 @@ class Realtime:
         if channel.expiry:
             channel.expiry.cancel()
 
-    def _fan_out(self, topic: str, message: dict[str, Any], skip: Connection | None = None) -> None:
+    async def _is_allowed(self, channel: Channel, extension: str) -> bool:
+        """Whether the channel's client may send; PostgreSQL is asked once for each token, as by hosted Realtime."""
+        if channel.is_private and extension not in channel.sends:
+            channel.sends[extension] = await self._may_send(channel.name, channel.claims_json, extension)
+        return channel.sends.get(extension, True)
+
+    async def _may_send(self, topic: str, claims_json: str, extension: str) -> bool:
+        return await channel_authorization.may_send(self._pool, topic, claims_json, extension)
+
+    def _fan_out(self, topic: str, is_private: bool, message: dict[str, Any], skip: Connection | None = None) -> None:
+        """To whoever hears broadcasts; a private topic and a public one of the same name have nothing in common."""
         for (connection, joined), channel in self._channels.items():
-            if joined == topic and connection is not skip:
+            is_meant = joined == topic and channel.is_private == is_private
+            if is_meant and "broadcast" in channel.hears and connection is not skip:
                 channel.push("broadcast", message)
+
+    def _sender(self, request: Request) -> dict[str, Any] | None:
+        """The claims of the bearer token, or of the API key where there is none; both must hold."""
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        claims = [self._claims(token) for token in (bearer, request.headers.get("apikey")) if token]
+        return claims[0] if claims and None not in claims else None
 
     def _claims(self, token: Any) -> dict[str, Any] | None:
         return self._keys.claims(token) if isinstance(token, str) and token.isascii() else None
@@ -377,14 +447,26 @@ def _binary_broadcast(frame: bytes) -> Message:
     return Message(topic, "broadcast", payload, ref or None, join_ref or None)
 
 
+def _channel(connection: Connection, message: Message, config: dict[str, Any]) -> Channel:
+    """The channel that a client wants to join."""
+    return Channel(
+        connection,
+        message.topic,
+        message.join_ref,
+        broadcast=_object(config.get("broadcast")),
+        is_private=bool(config.get("private")),
+        has_presence=bool(_object(config.get("presence")).get("enabled")),
+    )
+
+
 def _outgoing(request: Request, body: bytes) -> list[Outgoing]:
-    """What to broadcast. A private message is for private channels, so for nobody here."""
+    """What to broadcast."""
     content = _json(body)
     messages = _object(content).get("messages")
     if "topic" in request.path_params:
         is_private = request.query_params.get("private") == "true"
         messages = [{**request.path_params, "payload": content, "private": is_private}]
-    return [message for message in TypeAdapter(list[Outgoing]).validate_python(messages) if not message.private]
+    return TypeAdapter(list[Outgoing]).validate_python(messages)
 
 
 def _json(text: str | bytes) -> Any:

@@ -5,26 +5,20 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import jwt
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from realtime import AsyncRealtimeChannel, RealtimePostgresChangesListenEvent
-from realtime.types import RealtimeChannelConfig
-from supabase import acreate_client
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from infra.local import parts
 from infra.local.stack import Stack
+from tests.realtime_clients import WAIT_SECONDS, listening, post, socket, token
 
-WAIT_SECONDS = 15
 ADA, BOB = str(uuid.uuid4()), str(uuid.uuid4())
 SCRIPT = parts.ROOT / "tests/infra/realtime_client.mjs"
 NOTES = """
@@ -98,49 +92,6 @@ class Notes:
                 await asyncio.sleep(0.05)
 
 
-class Listener:
-    """A supabase-py channel and what it hears."""
-
-    def __init__(self, channel: AsyncRealtimeChannel) -> None:
-        self.channel = channel
-        self.changes: asyncio.Queue[Any] = asyncio.Queue()
-        self.messages: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def change(self) -> Any:
-        payload = await asyncio.wait_for(self.changes.get(), WAIT_SECONDS)
-        return payload["data"]
-
-    async def ids(self, count: int) -> list[int]:
-        return [(await self.change())["record"]["id"] for _ in range(count)]
-
-    async def message(self) -> tuple[str, Any]:
-        payload = await asyncio.wait_for(self.messages.get(), WAIT_SECONDS)
-        return payload["event"], payload["payload"]
-
-
-class Socket:
-    """The wire protocol without a client's conveniences; every frame heard is kept."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
-        self.frames: list[dict[str, Any]] = []
-
-    async def send(self, topic: str, event: str, payload: Any, ref: str | None = None) -> None:
-        frame = {"topic": f"realtime:{topic}", "event": event, "payload": payload, "ref": ref}
-        await self.connection.send(json.dumps(frame))
-
-    async def join(self, topic: str, **payload: Any) -> Any:
-        await self.send(topic, "phx_join", payload, ref=topic)
-        return (await self.heard(ref=topic))["payload"]
-
-    async def heard(self, **wanted: Any) -> dict[str, Any]:
-        while True:
-            frame = json.loads(await asyncio.wait_for(self.connection.recv(), WAIT_SECONDS))
-            self.frames.append(frame)
-            if frame.items() >= wanted.items():
-                return dict(frame)
-
-
 @pytest.fixture
 def notes(stack: Stack) -> Iterator[Notes]:
     with psycopg.connect(stack.database_url, autocommit=True) as database:
@@ -150,52 +101,9 @@ def notes(stack: Stack) -> Iterator[Notes]:
         database.execute(FORGET)
 
 
-def token(stack: Stack, sub: str, seconds: float = 600) -> str:
-    claims = {"sub": sub, "role": "authenticated", "aud": "authenticated", "exp": int(time.time() + seconds)}
-    return jwt.encode(claims, stack.keys.jwt_secret, "HS256")
-
-
 def wanting(**fields: Any) -> dict[str, Any]:
     """A join's config for changes of the notes."""
     return {"postgres_changes": [{"event": "*", "schema": "public", "table": "realtime_notes", **fields}]}
-
-
-@asynccontextmanager
-async def listening(
-    stack: Stack,
-    access_token: str,
-    table: str = "realtime_notes",
-    filter: str | None = None,
-    topic: str = "notes",
-    hears_itself: bool = False,
-) -> AsyncIterator[Listener]:
-    client = await acreate_client(stack.url, stack.keys.publishable)
-    await client.realtime.set_auth(access_token)
-    config: RealtimeChannelConfig = {"broadcast": {"self": hears_itself}, "presence": None, "private": False}
-    listener = Listener(client.channel(topic, {"config": config}))
-    listener.channel.on_broadcast("*", listener.messages.put_nowait).on_postgres_changes(
-        RealtimePostgresChangesListenEvent.All, listener.changes.put_nowait, table=table, filter=filter
-    )
-    try:
-        await listener.channel.subscribe()
-        yield listener
-    finally:
-        await client.remove_all_channels()
-
-
-@asynccontextmanager
-async def socket(stack: Stack, apikey: str | None = None) -> AsyncIterator[Socket]:
-    origin = stack.url.replace("http", "ws", 1)
-    key = stack.keys.publishable if apikey is None else apikey
-    address = f"{origin}/realtime/v1/websocket?apikey={key}&vsn=1.0.0"
-    async with connect(address, compression=None, max_size=None, max_queue=1, proxy=None) as connection:
-        yield Socket(connection)
-
-
-async def post(stack: Stack, path: str = "", **options: Any) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as http:
-        options.setdefault("headers", {"apikey": stack.keys.publishable})
-        return await http.post(f"{stack.url}/realtime/v1/api/broadcast{path}", **options)
 
 
 async def test_python_client_hears_inserts_updates_and_deletes(stack: Stack, notes: Notes) -> None:
@@ -450,7 +358,7 @@ async def test_broadcasts_reach_the_other_listeners(
 async def test_broadcasts_over_rest_reach_listeners(stack: Stack, notes: Notes) -> None:
     message = {"topic": "notes", "event": "batch", "payload": {"n": 1}}
     async with listening(stack, token(stack, ADA)) as ada:
-        batch = await post(stack, json={"messages": [{**message, "event": "kept", "private": True}, message]})
+        batch = await post(stack, json={"messages": [message]})
         single = await post(stack, "/notes/events/single", json={"n": 2})
         await ada.channel.http_send("sent", {"n": 3})
         messages = [await ada.message() for _ in range(3)]
@@ -495,13 +403,6 @@ async def test_bad_keys_are_refused(stack: Stack) -> None:
     assert all(reply["status"] == "error" and "InvalidJWTToken" in reply["response"]["reason"] for reply in replies)
     assert [response.status_code for response in posts] == [401, 401, 401]
     assert all(response.json() == {"message": "Unauthorized"} for response in posts)
-
-
-async def test_private_channels_are_refused(stack: Stack) -> None:
-    async with socket(stack) as raw:
-        reply = await raw.join("secrets", config={"private": True})
-
-    assert (reply["status"], "Unauthorized" in reply["response"]["reason"]) == ("error", True)
 
 
 async def test_presence_is_answered(stack: Stack) -> None:

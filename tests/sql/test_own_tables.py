@@ -187,3 +187,10 @@ def test_a_turn_comes_with_the_apps_own_swaps(stack: Stack, known_by: str) -> No
         assert turn
         assert (turn[0]["outcome"], turn[0]["user_id"]) == ("open", 700)
         assert [(swap["from_token"], swap["amount"]) for swap in turn[0]["swaps"]] == [("USDT", 3), ("TON", 1.5)]
+
+
+def test_an_app_without_realtime_takes_the_migrations_too(stack: Stack) -> None:
+    with app_with(stack, "drop schema realtime cascade") as database:
+        migrate(database)
+
+        assert database.execute("select to_regclass('public.conversations')::text").fetchone() == ("conversations",)
