@@ -250,8 +250,8 @@ async def _first(
                 failed.__cause__ = error
             except ProviderFailed as error:
                 failed = error
-            except BaseException:
-                call.end("cancelled")
+            except BaseException as error:
+                call.end(error)
                 raise
             call.end(failed.failure.value)
             logger.warning("try failed", extra=_facts(trace, model, number, failed))

@@ -116,7 +116,7 @@ class Span:
             from opentelemetry import context
 
             context.detach(self.token)
-            self.end(_kind_of(error) if error else None)
+            self.end(error)
 
     @asynccontextmanager
     async def ending(self) -> AsyncIterator[None]:
@@ -124,15 +124,15 @@ class Span:
         try:
             yield
         except BaseException as error:
-            self.end(_kind_of(error))
+            self.end(error)
             raise
         self.end()
 
-    def end(self, failure: str | None = None) -> None:
-        """It is over, as failed where a failure's kind is given."""
+    def end(self, failure: str | BaseException | None = None) -> None:
+        """It is over, as failed where an error is given, or a failure's kind."""
         if self.recorded and self.recorded.is_recording():
             if failure:
-                self.fail(failure)
+                self.fail(failure if isinstance(failure, str) else _kind_of(failure))
             self.recorded.end()
 
     def fail(self, failure: str) -> None:
@@ -146,13 +146,14 @@ class Span:
         if self.recorded:
             self.recorded.set_attributes(attributes)
 
-    def served(self, scope: Mapping[str, Any], status: int, code: str | None) -> None:
+    def served(self, function: str, scope: Mapping[str, Any], status: int, code: str | None) -> None:
         """An HTTP request is answered; a path that isn't one of ours may hold anything, and stays out."""
         if not self.recorded:
             return
         self.note({"url.scheme": scope.get("scheme", "http"), "http.response.status_code": status})
-        if route := getattr(scope.get("route"), "path", None):
-            self.recorded.update_name(f"{scope['method']} {route}")
+        if "route" in scope:
+            route = f"/{function}{scope['route'].path}"  # a router's own path has no prefix
+            self.recorded.update_name(f"{_method(scope['method'])} {route}")
             self.note({"http.route": route, "url.path": scope["path"]})
         if code and has_failed(code):
             self.fail(code)
@@ -186,7 +187,7 @@ def conclude(message: str, function: str, trace: Trace, **known: Any) -> None:
     """Write the log line of what is over, and its figures where there are metrics."""
     total = trace.elapsed_ms()
     line = {"function": function, "requestId": trace.request_id, **known, "durationMs": total}
-    logger.info(message, extra={**line, "timings": trace.timings, **trace.facts})
+    logger.info(message, extra={**line, "timings": trace.timings, **trace.facts}, stacklevel=3)
     if namespace := settings.metrics_namespace():
         print(json.dumps(_metrics(namespace, function, trace, total)), flush=True)
 
@@ -210,9 +211,9 @@ def request_span(trace: Trace, method: str, headers: Mapping[bytes, str]) -> Spa
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     sent = {name: headers.get(name.encode(), "") for name in ("traceparent", "tracestate")}
-    name, known = (method, method) if method in METHODS else ("HTTP", "_OTHER")
     context = TraceContextTextMapPropagator().extract(sent)
-    begun = _begin(tracer, name, "SERVER", {"http.request.method": known}, context)
+    attributes = {"http.request.method": method if method in METHODS else "_OTHER"}
+    begun = _begin(tracer, _method(method), "SERVER", attributes, context)
     if begun.recorded and (known_as := begun.recorded.get_span_context()).is_valid:
         trace.facts["traceId"] = f"{known_as.trace_id:032x}"
     return begun
@@ -288,6 +289,11 @@ def _begin(
 
     recorded = tracer.start_span(name, context, SpanKind[kind], attributes)
     return Span(recorded, started=time.perf_counter())
+
+
+def _method(method: str) -> str:
+    """A method as spans are named by it: a client may send any word for one."""
+    return method if method in METHODS else "HTTP"
 
 
 def _kind_of(error: BaseException) -> str:

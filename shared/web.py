@@ -197,7 +197,8 @@ class Edge:
         given_id = headers.get(b"x-request-id", "")
         trace = scope["trace"] = Trace(given_id if REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4()))
         with telemetry.request_span(trace, scope["method"], headers) as span:
-            span.served(scope, await self._serve(scope, receive, send, headers, trace), trace.facts.get("code"))
+            status = await self._serve(scope, receive, send, headers, trace)
+            span.served(self.name, scope, status, trace.facts.get("code"))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], trace: Trace) -> int:
         status = 0
