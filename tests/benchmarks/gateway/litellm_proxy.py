@@ -50,9 +50,7 @@ def serving(program: Path, folder: Path, upstream: str) -> Iterator[str]:
     )
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", "PORT", "--num_workers", "1"]
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **SETTINGS}
-    with processes.serving(
-        command, folder / "litellm.log", environment, "/health/liveliness", START_SECONDS
-    ) as origin:
+    with processes.serving(command, folder / "litellm.log", environment, "/health/liveliness", START_SECONDS) as origin:
         yield origin
 
 
