@@ -96,7 +96,7 @@ def _run(folder: Path, request_count: int, memory_count: int, console: Console) 
             users = setting.fill(stack)
             with _gateways(stack, upstream, program, users, report) as gateways:
                 lines = _measure(gateways, request_count, report)
-            console.print(*_tables(lines, gateways.litellm is not None), *_targets(lines))
+            console.print(*_tables(lines), *_targets(lines), sep="\n", highlight=False)
             growth = _memory(stack, users, memory_count, report) if memory_count else None
     figures = _figures(lines)
     if growth:
@@ -145,13 +145,14 @@ def _measure(gateways: Gateways, request_count: int, report: Report) -> Lines:
         count = request_count if concurrency == 1 else max(3 * request_count, 2 * concurrency)
         served = partial(_served, concurrency=concurrency, count=count)
         ask = partial(setting.questions, gateways.users)
+        keyed = partial(setting.completions, key=litellm_proxy.KEY)
         chat_ms = note(CHAT, concurrency, served(gateways.upstream, setting.completions))
         embedding_ms = note(EMBEDDING, concurrency, served(gateways.upstream, setting.embeddings))
         both_ms = chat_ms + embedding_ms
         note(OURS, concurrency, served(gateways.ours, ask, upstream_ms=both_ms, has_steps=True))
         note(LAMBDA, concurrency, _in_sandboxes(gateways, concurrency, count, both_ms))
         if gateways.litellm:
-            note(LITELLM, concurrency, served(gateways.litellm, setting.completions, upstream_ms=chat_ms))
+            note(LITELLM, concurrency, served(gateways.litellm, keyed, upstream_ms=chat_ms))
         note(GUIDE, concurrency, served(gateways.guide, ask, upstream_ms=both_ms))
     return lines
 
@@ -195,24 +196,35 @@ def _memory(stack: Stack, users: Sequence[User], count: int, report: Report) -> 
     return growth
 
 
-def _tables(lines: Lines, has_litellm: bool) -> list[Table | str]:
-    title = "Added to the upstream's own time, ms (whole time less the upstream's median at that concurrency)"
-    heads = [f"{concurrency} at once: p{percent}" for concurrency in CONCURRENCIES for percent in PERCENTILES]
-    added = Table("", *heads, title=title, title_justify="left")
-    added.add_row(f"{OURS}: path we own", *_cells(lines[OURS], Line.path))
-    added.add_row("  and its database", *_cells(lines[OURS], Line.added))
-    added.add_row(f"{LAMBDA}: path we own", *_cells(lines[LAMBDA], Line.path))
-    added.add_row("  and its database", *_cells(lines[LAMBDA], Line.added))
-    litellm = _cells(lines[LITELLM], Line.added) if has_litellm else ["not installed", *[""] * (len(heads) - 1)]
-    added.add_row(f"{LITELLM}: the model's call alone", *litellm)
-    added.add_row(f"{GUIDE}, with its database", *_cells(lines[GUIDE], Line.added))
+def _tables(lines: Lines) -> list[Table]:
+    added = _table("Added to the upstream's own time, ms: whole time less the upstream's median at that concurrency")
+    for name in (OURS, LAMBDA):
+        added.add_row(f"{name}: path we own", *_cells(lines[name], Line.path))
+        added.add_row("  and its database", *_cells(lines[name], Line.added))
+    added.add_row(
+        f"{LITELLM}: model call only", *(_cells(lines[LITELLM], Line.added) if LITELLM in lines else ["none"])
+    )
+    added.add_row(f"{GUIDE}, and its database", *_cells(lines[GUIDE], Line.added))
 
-    whole = Table("", *heads, *(f"{concurrency}: per s" for concurrency in CONCURRENCIES), title_justify="left")
-    whole.title = f"Whole request, ms; the upstream waits {CHAT_MS} ms for chat and {EMBEDDING_MS} ms for an embedding"
+    whole = _table(
+        f"Whole request, ms: the upstream waits {CHAT_MS} ms for chat and {EMBEDDING_MS} ms for an embedding"
+    )
+    for concurrency in CONCURRENCIES:
+        whole.add_column(f"{concurrency}: per s", justify="right")
     for name, by_concurrency in lines.items():
         rates = (f"{line.per_second:.0f}" for line in by_concurrency.values())
         whole.add_row(name, *_cells(by_concurrency, Line.whole), *rates)
     return [added, whole]
+
+
+def _table(title: str) -> Table:
+    """A column for each percentile of each concurrency: `8: p95` is of eight at once."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for concurrency in CONCURRENCIES:
+        for percent in PERCENTILES:
+            table.add_column(f"{concurrency}: p{percent}", justify="right", no_wrap=True)
+    return table
 
 
 def _cells(by_concurrency: Mapping[int, Line], values: Callable[[Line], list[float]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from tests.benchmarks.gateway import processes
 
 VERSION = "1.106.12"
+KEY = f"sk-{secrets.token_hex(24)}"  # it refuses to start with one that can be guessed
 INSTALL_SECONDS = 600
 START_SECONDS = 120
 SETTINGS = {
@@ -37,7 +39,7 @@ def install(folder: Path) -> Path:
 
 @contextmanager
 def serving(program: Path, folder: Path, upstream: str) -> Iterator[str]:
-    """One worker with one model, the upstream's, without a key of its own to check or a database."""
+    """One worker with one model, the upstream's, without a database; its one key is `KEY`."""
     config = folder / "litellm.yaml"  # JSON is YAML
     parameters = {"model": "openai/stand-in", "api_base": f"{upstream}/v1", "api_key": "none"}
     config.write_text(
@@ -49,7 +51,7 @@ def serving(program: Path, folder: Path, upstream: str) -> Iterator[str]:
         )
     )
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", "PORT", "--num_workers", "1"]
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **SETTINGS}
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "LITELLM_MASTER_KEY": KEY, **SETTINGS}
     with processes.serving(command, folder / "litellm.log", environment, "/health/liveliness", START_SECONDS) as origin:
         yield origin
 

@@ -1,4 +1,4 @@
-"""What every gateway of the run finds: the seed knowledge under a vector like the upstream's, users, and their calls."""
+"""What every gateway of the run finds: knowledge with vectors like the upstream's, users, and their calls."""
 
 import itertools
 import json
@@ -54,7 +54,7 @@ def guide(stack: Stack, folder: Path) -> Iterator[str]:
     """The guide's function, served as ours is; gives its origin."""
     command = [sys.executable, "-m", "uvicorn", "tests.benchmarks.gateway.guide:app", "--port", "PORT"]
     command += ["--lifespan", "off", "--no-access-log", "--no-proxy-headers"]
-    with processes.serving(command, folder / "guide.log", stack.environment, "/health") as origin:
+    with processes.serving(command, folder / "guide.log", stack.environment, "/openapi.json") as origin:
         yield origin
 
 
@@ -92,11 +92,11 @@ def questions(users: Sequence[User], count: int) -> list[Call]:
     ]
 
 
-def completions(count: int) -> list[Call]:
+def completions(count: int, key: str = "none") -> list[Call]:
     """The model's call alone, with a prompt about as long as ours."""
     messages = [{"role": "user", "content": f"{QUESTIONS[0]} " * 40}]
     body = {"model": "stand-in", "messages": messages, "max_tokens": 500, "temperature": 0}
-    return [Call("/v1/chat/completions", {"authorization": "Bearer none"}, body)] * count
+    return [Call("/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)] * count
 
 
 def embeddings(count: int) -> list[Call]:
