@@ -206,9 +206,7 @@ def _tables(lines: Lines) -> list[Table]:
     )
     added.add_row(f"{GUIDE}, and its database", *_cells(lines[GUIDE], Line.added))
 
-    whole = _table(
-        f"Whole request, ms: the upstream waits {CHAT_MS} ms for chat and {EMBEDDING_MS} ms for an embedding"
-    )
+    whole = _table(f"Whole request, ms: upstream waits {CHAT_MS} ms for chat, {EMBEDDING_MS} ms for an embedding")
     for concurrency in CONCURRENCIES:
         whole.add_column(f"{concurrency}: per s", justify="right")
     for name, by_concurrency in lines.items():
