@@ -43,7 +43,7 @@ async def measure(origin: str, pid: int, calls: Sequence[Call]) -> Growth:
 
 
 def plot(growth: Growth, file: Path) -> None:
-    """The line, from zero, so that a growth looks as large as it is."""
+    """The line over an axis from zero, so that a growth looks as large as it is."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -51,7 +51,7 @@ def plot(growth: Growth, file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(growth.requests, growth.megabytes)
-    axes.set(title="Memory of the functions' process", xlabel="requests", ylabel="resident MB", ylim=(0, None))
+    axes.set(title="Memory of the functions' process", xlabel="requests", ylabel="resident MB")
     axes.set_ylim(0, max(growth.megabytes) * 1.15)
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(file, dpi=120)
