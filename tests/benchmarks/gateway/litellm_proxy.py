@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.benchmarks.gateway import processes
 
-VERSION = "1.106.12"
+VERSION = "1.106.12"  # the extra of 1.110 wants a package that PyPI does not have
 KEY = f"sk-{secrets.token_hex(24)}"  # it refuses to start with one that can be guessed
 INSTALL_SECONDS = 600
 START_SECONDS = 120
