@@ -207,6 +207,8 @@ async def _watch(account: Account, ask: Ask, prediction: Prediction) -> None:
 def _raise_if_failed(prediction: Prediction) -> None:
     if prediction.over and prediction.seen["status"] != "succeeded":
         raise _broken(f"{prediction.seen['status']}: {prediction.seen.get('error')}")
+    if prediction.over and prediction.seen.get("data_removed") is True:
+        raise ProviderFailed(Failure.FAILING, "the output is deleted")
 
 
 def _said(ask: Ask, prediction: Prediction) -> Said:

@@ -13,7 +13,7 @@ import httpx
 from pydantic import SecretStr
 
 from shared.providers.chat import JOB_SECONDS, Ask, Chat, Failure, ProviderFailed, Said, Usage
-from shared.providers.openai_compatible import clean
+from shared.providers.openai_compatible import clean, read_usage
 
 GOING_ON = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
 FAILED = {"FAILED": Failure.FAILING, "CANCELLED": Failure.FAILING, "TIMED_OUT": Failure.LATE}
@@ -30,7 +30,6 @@ TOO_MUCH = re.compile(rf"{CONTEXT.pattern}|too.long|\btokens\b", re.IGNORECASE) 
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 TEXT_KEYS = ("text", "output", "response", "generated_text")
-COUNT_KEYS = (("prompt_tokens", "completion_tokens"), ("input", "output"))
 
 
 @dataclass(slots=True)
@@ -262,14 +261,12 @@ def _hit_the_limit(part: Any) -> bool:
 
 
 def _usage(part: Any) -> Usage | None:
+    """What a handler reports in OpenAI's words, or RunPod's own vLLM worker in its."""
     reported = part.get("usage") if isinstance(part, dict) else None
     if not isinstance(reported, dict):
         return None
-    for keys in COUNT_KEYS:
-        spent, made = map(reported.get, keys)
-        if type(spent) is int and type(made) is int and spent >= 0 and made >= 0:
-            return Usage(spent, made)
-    return None
+    own = {"prompt_tokens": reported.get("input"), "completion_tokens": reported.get("output")}
+    return read_usage(reported) or read_usage(own)
 
 
 def _request(ask: Ask) -> dict[str, Any]:
