@@ -43,7 +43,7 @@ CLOSING_SECONDS = 5  # a write that fails, and the queue after it
 # What OpenAI's client for browsers says of itself.
 STAINLESS = (
     *(b"arch", b"lang", b"os", b"package-version", b"runtime", b"runtime-version"),
-    *(b"retry-count", b"timeout", b"helper-method", b"poll-helper", b"custom-poll-interval"),
+    *(b"helper-method", b"retry-count", b"timeout"),
 )
 PREFLIGHT = [
     (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
@@ -367,7 +367,7 @@ async def _refuse_invalid(request: Request, error: Exception) -> JSONResponse:
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         return _answer(InvalidJson("The body is not valid JSON."), request.scope)
-    if problem["type"] == "model_attributes_type":
+    if problem["type"] == "model_attributes_type" and len(problem["loc"]) == 1:
         return _answer(InvalidRequest("body: send a JSON object, with Content-Type: application/json."), request.scope)
     place = str(problem["loc"][1]) if len(problem["loc"]) > 1 else "body"
     return _answer(InvalidRequest(f"{place}: {problem['msg']}."), request.scope)
