@@ -21,6 +21,7 @@ from infra.local.stack import Stack
 from tests.functions import anybody
 from tests.functions.anybody import ANYTHING, NOT, Headers, says, streams
 from tests.functions.test_ai_with_rag import STRANGER
+from tests.functions.test_failures import CLOSED
 from tests.shared.test_guards import PHRASE
 from tests.sql import put_on_plan
 from tests.stand_ins import ANSWER, Model
@@ -290,6 +291,23 @@ def test_asks_the_model_that_is_named(visitor: OpenAI, model: Model, tokens: dic
 
     [asked] = [body for body in model.asked if marker in body["messages"][-1]["content"]]
     assert (asked["model"], answer.model) == (OTHER, OTHER)
+
+
+def test_names_the_model_that_took_over_once_it_has_answered(
+    stack: Stack, settings: dict[str, str], tokens: dict[str, Any]
+) -> None:
+    chain = {
+        "MODEL_CHAIN": "nobody:x, own:stand-in",
+        "MODEL_PROVIDERS": json.dumps({"nobody": {"base_url": CLOSED}}),
+        "NOBODY_API_KEY": "none",
+    }
+    with stack.functions(**settings, **chain) as origin:
+        visitor = client(origin, stack.keys.publishable)
+        answer = ask(visitor, tokens, "What is Notcoin?")
+        chunks = ask_in_chunks(visitor, tokens, "What is Notcoin?")
+
+    assert answer.model == "stand-in"
+    assert [chunks[0].model, chunks[-1].model] == ["nobody:x", "stand-in"]
 
 
 def test_there_is_no_model_of_an_unknown_name(visitor: OpenAI) -> None:
