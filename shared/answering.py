@@ -158,6 +158,7 @@ async def events(
                         draft = replace(draft, spent=part)
                     else:
                         said += part
+                        trace.note_token()
                         yield "token", Token(token=part)
         code = ""
     except Exception as error:

@@ -189,6 +189,7 @@ async def events(
         with trace.step("model"):
             async with aclosing(_pieces(draft, said, deadline, trace)) as pieces:
                 async for piece in pieces:
+                    trace.note_token()
                     yield "token", Token(token=piece)
         code = ""
     except Exception as error:

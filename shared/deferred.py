@@ -30,7 +30,7 @@ from shared.errors import (
 from shared.models import Deadline, Model, Route
 from shared.providers.chat import JOB_SECONDS, Ask, Failure, ProviderFailed
 from shared.queue import Delivery
-from shared.telemetry import Trace, logger
+from shared.telemetry import Trace, conclude
 from shared.wire import Answer, Pending, Token, Wire
 
 HOLD_SECONDS = 900  # a pending conversation that nobody finishes by then is lost
@@ -38,6 +38,7 @@ LOOK_SECONDS = 60  # between looks at it, for a call that never comes
 JOB_CALL_SECONDS = 10
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 FLUSH_SECONDS = 0.1  # pieces of an answer go over Realtime together, which counts messages
+WORKER = "ai-finance-worker"  # in the log and the metrics: its time is not that of requests
 WAIT = re.compile(r"^wait=(\d{1,3})$")
 
 
@@ -156,6 +157,7 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
     spent = models.spent_on(model, work.draft.messages, said)
     draft = answering.checked(replace(work.draft, model=model.name, spent=spent), text)
     await answering.close(clients, draft, text, "complete", trace)
+    conclude("settled", WORKER, trace, conversationId=work.draft.turn.conversation_id)
     return True
 
 
@@ -217,13 +219,13 @@ async def _finish(clients: Clients, work: Work, delivery: Delivery) -> None:
             await answering.close(clients, draft, text, "complete", trace)
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
+        trace.facts["code"] = failure.code
         if failure.retryable and claims < clients.settings.answer_tries:
             await conversations.claim_turn(db, turn, 0)
             raise
         await answering.close(clients, work.draft, "", "failed", trace, failure.code)
     finally:
-        facts = {"conversationId": turn.conversation_id, "claims": claims, "timings": trace.timings}
-        logger.info("deferred", extra={"requestId": trace.request_id, **facts, **trace.facts})
+        conclude("deferred", WORKER, trace, conversationId=turn.conversation_id, claims=claims)
 
 
 async def _left_alone(clients: Clients, work: Work, route: Route) -> bool:
@@ -261,7 +263,9 @@ async def _left_alone(clients: Clients, work: Work, route: Route) -> bool:
 async def _pass_on(clients: Clients, work: Work, route: Route, trace: Trace) -> None:
     """To the models that have not failed yet, or that is how it ends."""
     if all(model.name in work.refused for model in route.chain):
+        trace.facts["code"] = ModelUnavailable.code
         await answering.close(clients, work.draft, "", "failed", trace, ModelUnavailable.code)
+        conclude("settled", WORKER, trace, conversationId=work.draft.turn.conversation_id)
         return
     db = database.as_gateway(clients.http, clients.settings)
     await conversations.defer_turn(db, work.draft.turn, HOLD_SECONDS)

@@ -19,6 +19,7 @@ from shared.prompting import count_tokens
 from shared.providers import feature_extraction, openai_compatible
 from shared.providers.openai_compatible import GARBAGE, clean, retry_after
 from shared.settings import Settings
+from shared.telemetry import model_span
 
 Kind = Literal["query", "passage"]
 Ask = Callable[[str, Sequence[str], Mapping[str, Any]], Awaitable[list[Any]]]  # model, texts, more fields of the body
@@ -116,6 +117,7 @@ class Embedder:
     provider: Provider
     ask: Ask
     chosen_dimensions: int | None
+    server: tuple[str, str]  # its name and its address
     recent: "OrderedDict[str, array[float]]" = field(default_factory=OrderedDict, repr=False)
     flights: dict[str, Flight] = field(default_factory=dict, repr=False)
 
@@ -132,6 +134,7 @@ class Embedder:
             provider=provider,
             ask=provider.connect(http, base_url, settings.embedding_api_key),
             chosen_dimensions=chosen,
+            server=(settings.embedding_model.removesuffix(name).rstrip(":") or "own", base_url),
         )
 
 
@@ -208,8 +211,9 @@ async def _ask(embedder: Embedder, texts: Sequence[str], kind: Kind) -> list[Any
     attempt = 1
     while True:
         try:
-            async with asyncio.timeout(ATTEMPT_SECONDS[kind]):
-                return await embedder.ask(embedder.name, prefixed, options)
+            with model_span("embeddings", embedder.server[0], embedder.name, embedder.server[1]):
+                async with asyncio.timeout(ATTEMPT_SECONDS[kind]):
+                    return await embedder.ask(embedder.name, prefixed, options)
         except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
             response = getattr(error, "response", None)
             pause = _pause(response, attempt)

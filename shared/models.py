@@ -18,7 +18,7 @@ from shared.errors import DeadlineExceeded, GatewayError, InvalidRequest, ModelU
 from shared.prompting import count_tokens
 from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Said, Usage
 from shared.settings import ModelFacts
-from shared.telemetry import Trace, logger
+from shared.telemetry import Span, Trace, logger, model_span
 
 Answer = TypeVar("Answer")
 SENTENCE_END = re.compile(r"[.!?。！？](?=\s)")
@@ -48,6 +48,7 @@ class Model:
     model: str
     chat: Chat
     facts: ModelFacts
+    base_url: str = ""
 
     def spent(self, usage: Usage) -> "Spent":
         """What the tokens cost."""
@@ -144,9 +145,13 @@ async def generate(route: Route, messages: Sequence[Message], deadline: Deadline
     won't take.
     """
 
-    async def ask(model: Model, seconds: float) -> tuple[str, str, Spent]:
-        said = await model.chat.generate(route.ask(model, messages, seconds))
-        return said_text(route, said), model.name, spent_on(model, messages, said)
+    async def ask(model: Model, seconds: float, call: Span) -> tuple[str, str, Spent]:
+        asked = route.ask(model, messages, seconds)
+        call.note({"gen_ai.request.max_tokens": asked.max_tokens})
+        said = await model.chat.generate(asked)
+        answer = said_text(route, said), model.name, spent_on(model, messages, said)
+        call.answered(said)
+        return answer
 
     answer, attempts = await _first(route, deadline, trace, ask)
     return Reply(*answer, attempts)
@@ -163,8 +168,12 @@ async def stream(
     said = ""
     usage: Usage | None = None
 
-    async def begin(model: Model, _: float) -> tuple[Model, AsyncGenerator[str | Usage, None], str | Usage | None]:
-        parts = model.chat.stream(route.ask(model, messages, deadline.remaining()))
+    async def begin(
+        model: Model, _: float, call: Span
+    ) -> tuple[Model, AsyncGenerator[str | Usage, None], str | Usage | None, Span]:
+        asked = route.ask(model, messages, deadline.remaining())
+        call.note({"gen_ai.request.max_tokens": asked.max_tokens, "gen_ai.request.stream": True})
+        parts = model.chat.stream(asked)
         try:
             first = await anext(parts, None)
             if not isinstance(first, str):
@@ -172,14 +181,16 @@ async def stream(
         except BaseException:
             await parts.aclose()
             raise
-        return model, parts, first
+        call.begun()
+        return model, parts, first, call
 
-    (model, parts, part), attempts = await _first(route, deadline, trace, begin)
-    async with aclosing(parts):
+    (model, parts, part, call), attempts = await _first(route, deadline, trace, begin)
+    async with call.ending(), aclosing(parts):
         yield Begun(model, attempts)
         while part is not None and len(said) < route.answer_characters:
             if isinstance(part, Usage):
                 usage = part
+                call.used(usage)
             else:
                 part = part[: route.answer_characters - len(said)]
                 said += part
@@ -209,12 +220,13 @@ def estimate(messages: Sequence[Message], said: str) -> Usage:
 
 
 async def _first(
-    route: Route, deadline: Deadline, trace: Trace, attempt: Callable[[Model, float], Awaitable[Answer]]
+    route: Route, deadline: Deadline, trace: Trace, attempt: Callable[[Model, float, Span], Awaitable[Answer]]
 ) -> tuple[Answer, int]:
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
-    What is wrong with the request itself goes to the models that are there for it, or to the caller at once.
+    What is wrong with the request itself goes to the models that are there for it, or to the caller at once. A try
+    that succeeds ends its span itself.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
     waiting, detours = deque(route.chain), dict(route.detours)
@@ -227,9 +239,10 @@ async def _first(
             left = deadline.remaining() * (SHARE if waiting else 1)
             left = min(left, model.facts.timeout_seconds or left)
             attempts += 1
+            call = model_span("chat", model.provider, model.model, model.base_url)
             try:
                 async with asyncio.timeout(left):
-                    answer = await attempt(model, left)
+                    answer = await attempt(model, left, call)
                 route.breakers.note(model.provider, has_failed=False)
                 return answer, attempts
             except TimeoutError as error:
@@ -237,6 +250,10 @@ async def _first(
                 failed.__cause__ = error
             except ProviderFailed as error:
                 failed = error
+            except BaseException as error:
+                call.end(error)
+                raise
+            call.end(failed.failure.value)
             logger.warning("try failed", extra=_facts(trace, model, number, failed))
             pause = _pause(failed, number)
             if pause is None or pause >= deadline.remaining():
@@ -247,6 +264,7 @@ async def _first(
         if failed.failure in OF_THE_REQUEST:
             waiting = deque(detours.pop(failed.failure, ()))
             detours = {}
+    trace.facts["attempts"] = attempts
     raise _ours(failed) from failed
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import Unavailable
-from shared.telemetry import logger
+from shared.telemetry import logger, span
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -43,7 +43,7 @@ async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], sec
     """
     records = event["Records"]
     deliveries = [Delivery(record["body"], seconds - MARGIN_SECONDS) for record in records]
-    outcomes = await asyncio.gather(*map(work, deliveries), return_exceptions=True)
+    outcomes = await asyncio.gather(*(_done(work, each) for each in deliveries), return_exceptions=True)
     failures = []
     for record, outcome in zip(records, outcomes, strict=True):
         if isinstance(outcome, BaseException):
@@ -51,6 +51,12 @@ async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], sec
             logger.error("queue message failed", extra=extra)
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
+
+
+async def _done(work: Callable[[Delivery], Awaitable[None]], delivery: Delivery) -> None:
+    attributes = {"messaging.system": "aws_sqs", "messaging.operation.type": "process"}
+    with span("process queue", "CONSUMER", attributes):
+        await work(delivery)
 
 
 def _send(queue_url: str, text: str, delay_seconds: int) -> None:

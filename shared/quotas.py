@@ -186,6 +186,7 @@ def facts(spent: Spent) -> dict[str, Any]:
     return {
         "inputTokens": usage.input_tokens,
         "outputTokens": usage.output_tokens,
+        "cachedTokens": usage.cached_tokens,
         "costUsd": float(spent.cost_usd),
     }
 

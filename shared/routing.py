@@ -171,13 +171,15 @@ def _open(settings: Settings, http: httpx.AsyncClient, asked: str, name: str | N
     providers = PROVIDERS | (settings.model_providers or {})
     known = model_table.facts(settings, asked)
     if provider == OWN and model and settings.model_base_url:
-        chat = openai_compatible.connect(http, known.base_url or settings.model_base_url, _own_key(settings, known))
-        return Model(name or model, asked, provider, model, chat, known)
+        base_url = known.base_url or settings.model_base_url
+        chat = openai_compatible.connect(http, base_url, _own_key(settings, known))
+        return Model(name or model, asked, provider, model, chat, known, base_url)
     if not model or provider not in providers:
         raise Misconfigured(f"MODEL_CHAIN: {asked} is no provider:model of {', '.join([OWN, *providers])}.")
     row = providers[provider]
-    chat = WIRES[row.wire](http, known.base_url or row.base_url, provider_key(provider, known.key_name))
-    return Model(name or asked, asked, provider, model, chat, known)
+    base_url = known.base_url or row.base_url
+    chat = WIRES[row.wire](http, base_url, provider_key(provider, known.key_name))
+    return Model(name or asked, asked, provider, model, chat, known, base_url)
 
 
 def _own_key(settings: Settings, known: ModelFacts) -> Any:

@@ -156,6 +156,21 @@ def provider_key(provider: str, name: str | None = None) -> SecretStr:
 
 
 @cache
+def metrics_namespace() -> str | None:
+    """CloudWatch's namespace; None for no metrics. Apart from the rest, for they count what is misconfigured too."""
+    usual = "SupabaseAiGateway" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else "off"
+    namespace = os.environ.get("METRICS_NAMESPACE") or usual
+    return None if namespace == "off" else namespace
+
+
+@cache
+def exports_spans() -> bool:
+    """Whether OpenTelemetry's own variables ask for spans; its SDK reads the others of them."""
+    usual = "otlp" if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") else "none"
+    return (os.environ.get("OTEL_TRACES_EXPORTER") or usual) == "otlp"
+
+
+@cache
 def allowed_origins() -> list[str]:
     """Origins whose pages may read answers, comma-separated; apart from the rest, for errors need CORS too."""
     return [origin.strip() for origin in os.environ.get("ALLOWED_ORIGINS", "*").split(",")]

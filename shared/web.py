@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -19,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared import auth, database, queue, settings
+from shared import auth, database, queue, settings, telemetry
 from shared.clients import Clients, kept
 from shared.errors import (
     BodyTooLarge,
@@ -155,7 +154,14 @@ def create_app(
     A body has up to 64 KB; `larger_bodies` gives the bytes of methods that take more, `error_shapes` how errors look
     under a path that isn't this API's own.
     """
-    app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=name,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # its own has queries in it, and errors' words
+    )
     for prefix in (f"/functions/v1/{name}", f"/{name}"):
         app.include_router(router, prefix=prefix)
     app.add_exception_handler(GatewayError, _refuse)
@@ -179,7 +185,13 @@ def create_handler(
             return loop.run_until_complete(queue.consume(event, work, seconds))
         return adapter(event, context)
 
-    return handler
+    def flushed(event: dict[str, Any], context: Any) -> Any:
+        try:
+            return handler(event, context)
+        finally:
+            telemetry.flush()
+
+    return flushed
 
 
 class Edge:
@@ -200,7 +212,12 @@ class Edge:
         given_id = headers.get(b"x-request-id", "")
         trace = scope["trace"] = Trace(given_id if REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4()))
         scope["error_shape"] = self._error_shape(scope["path"])
-        started, status = time.perf_counter(), 0
+        with telemetry.request_span(trace, scope["method"], headers) as span:
+            status = await self._serve(scope, receive, send, headers, trace)
+            span.served(self.name, scope, status, trace.facts.get("code"))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], trace: Trace) -> int:
+        status = 0
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -209,7 +226,7 @@ class Edge:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", trace.request_id.encode()),
-                    *_gateway_headers(trace, started),
+                    *_gateway_headers(trace),
                     *((name.encode(), value.encode()) for name, value in trace.headers.items()),
                     *_cors(headers.get(b"origin", "")),
                     *(PREFLIGHT if scope["method"] == "OPTIONS" else []),
@@ -227,22 +244,12 @@ class Edge:
         except ClientDisconnect:
             trace.facts["code"] = "client_gone"
         except Exception as error:
+            trace.facts.setdefault("code", GatewayError.code)
             logger.error("unforeseen", extra={"requestId": trace.request_id, **_where(error)})
         finally:
-            total = round((time.perf_counter() - started) * 1000, 1)
-            logger.info(
-                "request",
-                extra={
-                    "function": self.name,
-                    "requestId": trace.request_id,
-                    "method": scope["method"],
-                    "path": scope["path"] if "route" in scope else None,
-                    "status": status,
-                    "durationMs": total,
-                    "timings": trace.timings,
-                    **trace.facts,
-                },
-            )
+            path = scope["path"] if "route" in scope else None
+            telemetry.conclude("request", self.name, trace, method=scope["method"], path=path, status=status)
+        return status
 
     def _error_shape(self, path: str) -> ErrorShape:
         under = path.removeprefix("/functions/v1").removeprefix(f"/{self.name}")
@@ -331,17 +338,16 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
     return [*allowed, (b"vary", b"Origin")]
 
 
-def _gateway_headers(trace: Trace, started: float) -> list[tuple[bytes, bytes]]:
+def _gateway_headers(trace: Trace) -> list[tuple[bytes, bytes]]:
     """Which model answered, after how many attempts, its cost, and the time that was spent in neither of the providers.
 
     Events begin before any of that is known.
     """
     facts = trace.facts
-    spent = (time.perf_counter() - started) * 1000 - trace.timings.get("embed", 0) - trace.timings.get("model", 0)
     told = {
         b"x-gateway-model": facts.get("model"),
         b"x-gateway-attempts": facts.get("attempts"),
-        b"x-gateway-overhead-ms": f"{max(0.0, spent):.1f}" if "attempts" in facts else None,
+        b"x-gateway-overhead-ms": f"{trace.overhead_ms():.1f}" if "attempts" in facts else None,
         b"x-gateway-cost-usd": f"{facts['costUsd']:.8f}" if "costUsd" in facts else None,
     }
     return [(name, str(value).encode()) for name, value in told.items() if value is not None]

@@ -22,7 +22,8 @@ def setting_names() -> set[str]:
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
         names |= set(alias.choices) if alias is not None and not isinstance(alias, str) else {name.upper()}  # type: ignore[union-attr]
-    return {str(name) for name in names} | {"ALLOWED_ORIGINS"}
+    read_apart = re.findall(r'environ\.get\("(\w+)"', (ROOT / "shared/settings.py").read_text())
+    return {str(name) for name in names} | set(read_apart)
 
 
 def test_every_make_command_of_the_readme_exists() -> None:

@@ -42,11 +42,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A whole answer: `cut_off` where `max_tokens` ended it, its usage where the server reported it."""
+    """A whole answer: `cut_off` where `max_tokens` ended it, its usage and its model where the server reported them."""
 
     text: str
     cut_off: bool
     usage: Usage | None
+    model: str | None = None
 
 
 class Failure(Enum):

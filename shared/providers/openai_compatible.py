@@ -39,7 +39,8 @@ async def generate(client: AsyncOpenAI, ask: Ask) -> Said:
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
             raise ProviderFailed(Failure.UNACCEPTABLE, "filtered")
-        return Said(clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage))
+        model = answer.model if isinstance(answer.model, str) else None
+        return Said(clean(choice.message.content), choice.finish_reason == "length", _usage(answer.usage), model)
     except (openai.OpenAIError, *GARBAGE) as error:
         raise _failed(error) from error
 

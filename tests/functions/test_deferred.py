@@ -1,12 +1,15 @@
 """Answers that come after their request: 202, a worker, and whoever asks again finds the same conversation."""
 
+import asyncio
 import json
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -15,13 +18,18 @@ import psycopg
 import pytest
 from botocore.config import Config
 
+from infra.local import parts
 from infra.local.stack import Stack
 from tests.functions.test_refusals import assert_refused
+from tests.realtime_clients import listening
 from tests.stand_ins import ANSWER, USAGE, Model, Proxy, serving
 from tests.users import User
 
 QUESTION = "What is TON token?"
 LATER = {"Prefer": "respond-async"}
+LISTENER = Path(__file__).parents[1] / "shared/topic_listener.mjs"
+
+pytestmark = pytest.mark.anyio
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +158,40 @@ def test_who_waits_long_enough_gets_the_answer_at_once(
     assert (slow.status_code, told["status"]) == (202, "complete")
 
 
-def test_the_client_hears_the_answer_as_an_update(
+async def test_the_client_hears_the_answer_as_an_update(
     stack: Stack, origin: str, settings: dict[str, str], ann: User
 ) -> None:
-    accepted = ann.ask(origin, QUESTION, LATER).json()
-    with psycopg.connect(stack.database_url, autocommit=True) as database:
-        published = database.execute(
-            "select pubinsert, pubupdate from pg_publication where pubname = 'supabase_realtime'"
-        ).fetchone()
-    with stack.worker(**settings):
-        told = poll(ann, origin, accepted["conversationId"])
+    mine = f"user_id=eq.{ann.user_id}"
+    async with listening(stack, ann.token, "conversations", mine) as listener:
+        await asyncio.to_thread(ann.ask, origin, QUESTION, LATER)
+        with stack.worker(**settings):
+            changes = [await listener.change() for _ in range(2)]
 
-    assert published == (True, True)
-    assert told["status"] == "complete"
+    assert [change["type"].value for change in changes] == ["INSERT", "UPDATE"]
+    assert [change["record"]["status"] for change in changes] == ["pending", "complete"]
+    assert changes[1]["record"]["response"] == "".join(ANSWER)
+
+
+def test_pieces_are_broadcast_on_the_users_own_topic(
+    stack: Stack, origin: str, settings: dict[str, str], ann: User
+) -> None:
+    command = [parts.node(), "--experimental-websocket", str(LISTENER), stack.url, stack.keys.publishable, ann.token]
+    with subprocess.Popen(
+        [*command, f"user:{ann.user_id}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as listener:
+        assert listener.stdin and listener.stdout
+        state = json.loads(listener.stdout.readline())
+        accepted = ann.ask(origin, f"{QUESTION} [drip]", LATER, broadcast=True).json()
+        with stack.worker(**settings):
+            heard = [json.loads(listener.stdout.readline()) for _ in range(4)]
+        listener.stdin.close()
+
+    told = ann.call(origin, "GET", f"/conversations/{accepted['conversationId']}").json()
+    assert state == {"status": "SUBSCRIBED"}
+    assert [each["event"] for each in heard] == ["token", "token", "token", "done"]
+    assert {each["payload"]["conversationId"] for each in heard} == {accepted["conversationId"]}
+    assert "".join(each["payload"]["token"] for each in heard[:3]) == "".join(ANSWER) == told["response"]
+    assert heard[3]["payload"]["usage"] == USAGE
 
 
 def test_nobody_else_sees_a_pending_conversation(origin: str, queue: Queue, ann: User, bob: User) -> None:
@@ -304,6 +333,7 @@ def test_an_answer_the_database_does_not_take_comes_by_the_queue(
         limit = time.monotonic() + 15
         while not proxy.refusals and time.monotonic() < limit:
             time.sleep(0.1)
+        time.sleep(1)  # until the closing is on the queue: one that is killed before is answered anew, after its claim
 
     with stack.worker(**settings):
         told = poll(ann, origin, accepted["conversationId"])
