@@ -19,6 +19,7 @@ from shared.clients import Clients
 from shared.errors import GatewayError, InvalidRequest, ModelUnavailable
 from shared.grounding import Citations
 from shared.models import NOTHING, Begun, Deadline, Model, Route, Spent
+from shared.prompting import Exchange
 from shared.providers.chat import Message
 from shared.quotas import Call, Quota
 from shared.retrieval import Filters, Passage
@@ -31,19 +32,25 @@ Opened = TypeVar("Opened")
 EMPTY = "The model gave an empty answer: try again."
 
 
-class Question(Wire):
-    """What is asked, and which passages may answer; without a threshold the embedding model's own holds.
+class Selection(Wire):
+    """Which passages may answer; without a threshold the embedding model's own holds."""
 
-    The text comes as `query`, or as ai-finance's `message`.
-    """
-
-    query: Text | None = None
-    message: Text | None = None
     token_symbol: Label | None = None
     token_address: Label | None = None
     category: Label | None = None
     match_count: int = Field(5, ge=1, le=20)
     match_threshold: float | None = Field(None, ge=-1, le=1)
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.token_symbol, self.token_address, self.category)
+
+
+class Question(Selection):
+    """What is asked: its text comes as `query`, or as ai-finance's `message`."""
+
+    query: Text | None = None
+    message: Text | None = None
 
     @model_validator(mode="after")
     def is_asked_once(self) -> Self:
@@ -54,10 +61,6 @@ class Question(Wire):
     @property
     def text(self) -> str:
         return self.query or self.message or ""
-
-    @property
-    def filters(self) -> Filters:
-        return Filters(self.token_symbol, self.token_address, self.category)
 
 
 class Ask(Question):
@@ -71,12 +74,14 @@ class Ask(Question):
 class Draft:
     """A question ready for the model, and the passages in its prompt; without any, the model isn't asked.
 
-    Nor is it where `reply` is there already, kept from an earlier one; with `key` the answer is kept.
+    Nor is it where `reply` is there already, kept from an earlier one; with `key` the answer is kept. `turns` are the
+    caller's word of what was said before it.
     """
 
     question: Question
     route: Route
     call: Call
+    turns: Sequence[Exchange] = ()
     passages: Sequence[Passage] = ()
     messages: Sequence[Message] = ()
     reply: str | None = None
@@ -124,21 +129,29 @@ async def prepare(
     cache: answer_cache.Use,
     deadline: Deadline,
     trace: Trace,
+    turns: Sequence[Exchange] = (),
+    answer_tokens: int | None = None,
 ) -> Draft:
-    """Find the passages and build the prompt, or find the answer. Raises what `search` does, and `QuotaExhausted`."""
+    """Find the passages and build the prompt, or find the answer; one that follows on earlier turns is not kept.
+
+    `answer_tokens` may lower the setting. Raises what `search` does, `UnknownModel` and `QuotaExhausted`.
+    """
     settings = clients.settings
     _check(clients, question)
     async with deadline.enforced():
         route = await clients.router.route(quota.key if quota else "", wanted)
+        if answer_tokens:
+            route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
         most = route.most(settings.prompt_tokens)
         admit = partial(quotas.open_call, clients.http, settings, quota, most, trace)
         call, vector = await _admitted(clients, quota, question.text, admit, trace)
-    draft = Draft(question, route, call)
+    draft = Draft(question, route, call, turns)
     async with _charged_if_failed(clients, draft, trace), deadline.enforced():
         passages = await _find(clients, db, question, vector, trace)
-        prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens)
+        prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens, turns)
         draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
-        return await _kept(clients, draft, cache, trace) if settings.cache_seconds and draft.passages else draft
+        may_be_kept = settings.cache_seconds and draft.passages and not turns
+        return await _kept(clients, draft, cache, trace) if may_be_kept else draft
 
 
 async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> CitedAnswer:
@@ -310,7 +323,10 @@ def _failure(draft: Draft, said: Said) -> GatewayError | None:
 
 
 def _done(draft: Draft, citations: Citations, trace: Trace) -> CitedDone:
-    flags = grounding.unknown(citations.text, prompting.told(draft.question.text, draft.passages))
+    asked = "\n".join(
+        [*(turn.message for turn in draft.turns), draft.question.text]
+    )  # what was answered proves nothing
+    flags = grounding.unknown(citations.text, prompting.told(asked, draft.passages))
     return CitedDone(
         citations=citations.numbers,
         flags=[Flag(**asdict(flag)) for flag in flags],

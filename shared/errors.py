@@ -6,6 +6,8 @@
     │   ├── InvalidJson          400  invalid_json
     │   ├── BodyTooLarge         413  body_too_large
     │   ├── SecretInMessage      422  secret_in_message
+    │   ├── UnknownModel         422  invalid_request
+    │   ├── Unsupported          422  unsupported
     │   └── KeyReused            422  idempotency_key_reused
     ├── Unauthenticated          401  unauthenticated
     ├── Forbidden                403  forbidden
@@ -20,7 +22,8 @@
         ├── ModelUnavailable     503  model_unavailable       retryable
         └── DeadlineExceeded     504  deadline_exceeded       retryable
 
-One shape leaves the building: `{"error", "code", "requestId", "retryable"}`. Messages are written to be shown.
+One shape leaves the building: `{"error", "code", "requestId", "retryable"}`; `chat_completions` has OpenAI's for its
+clients. Messages are written to be shown.
 """
 
 from typing import Any, ClassVar
@@ -71,6 +74,16 @@ class SecretInMessage(InvalidRequest):
     """The message holds what nobody should ever send: a seed phrase or a private key."""
 
     code = "secret_in_message"
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that is none it may ask for."""
+
+
+class Unsupported(InvalidRequest):
+    """The request asks for what OpenAI's API has and this one hasn't, and what can't be left out of an answer."""
+
+    code = "unsupported"
 
 
 class KeyReused(InvalidRequest):
@@ -155,10 +168,10 @@ class DeadlineExceeded(Unavailable):
     status, code = 504, "deadline_exceeded"
 
 
-def of_code(code: str | None) -> GatewayError:
-    """The error a stored conversation names; its message is lost, the code is not."""
+def of_code(code: str | None, message: str = "The answer failed: ask again.") -> GatewayError:
+    """The error a code names; of a stored conversation's the message is lost."""
     kinds = [GatewayError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
     found = next((kind for kind in kinds if kind.code == code), GatewayError)
-    return found("The answer failed: ask again.")
+    return found(message)

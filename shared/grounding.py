@@ -107,6 +107,12 @@ def defused(text: str) -> str:
     return NUMBERED.sub(r"(\1)", " ".join(text.split()))
 
 
+def uncited(text: str) -> str:
+    """The text without citations."""
+    citations = Citations(0)
+    return citations.hear(text) + citations.rest()
+
+
 def visible(text: str) -> str:
     """The text without what a reader would not see."""
     return INVISIBLE.sub("", text)

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from postgrest import AsyncPostgrestClient
+from pydantic import Field, model_validator
 
 from shared import database, documents, embeddings
 from shared.documents import Prepared
@@ -70,6 +71,19 @@ class StoredDocument(Wire):
     owner_id: int | None
     passages: int
     updated_at: datetime
+
+
+class Documents(Wire):
+    """The body that puts documents: a list of them as JSON, or one alone."""
+
+    documents: list[Any] = Field(min_length=1, max_length=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def listed(cls, body: Any) -> Any:
+        """A document, or a list of them, is a body too."""
+        is_one = isinstance(body, dict) and "documents" not in body
+        return {"documents": [body] if is_one else body} if is_one or isinstance(body, list) else body
 
 
 class DocumentPage(Wire):

@@ -64,13 +64,14 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An earlier question of the thread and its answer."""
+    """An earlier question of the thread and its answer; a caller's own account may lack one of them."""
 
     message: str
     response: str
 
     def __str__(self) -> str:
-        return f"User: {self.message}\nAssistant: {self.response}"
+        said = {"User": self.message, "Assistant": self.response}
+        return "\n".join(f"{who}: {text}" for who, text in said.items() if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +127,27 @@ def build(
     )
 
 
-def build_cited(question: str, passages: Sequence[Passage], budget_tokens: int) -> Prompt:
+def build_cited(
+    question: str, passages: Sequence[Passage], budget_tokens: int, turns: Sequence[Exchange] = ()
+) -> Prompt:
     """The prompt `prompts/ai_with_rag.md`, its passages numbered from 1 as they stand in the result's `passages`.
 
-    A passage is one line, whatever it holds, so that none can pass for another or for two. Raises
-    `InvalidRequest` for a question that leaves no room for any passage.
+    A passage is one line, whatever it holds, so that none can pass for another or for two; so is either side of a turn.
+    Turns are the oldest first, and the newest get the room that the passages leave. Raises `InvalidRequest` for a
+    question that leaves no room for any passage.
     """
     system = _system("ai_with_rag")
     room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
-    kept, _ = _fitting(passages, room, line)
+    kept, room = _fitting(passages, room, line)
+    newest_turns, _ = _fitting(map(_defused, reversed(turns)), room)
     if passages and not kept:
         raise InvalidRequest("query: too long, it leaves no room for what is known about it. Ask something shorter.")
+    earlier = _section("Earlier in this conversation", reversed(newest_turns))
     context = _section("Passages", [f"[{number}] {line(passage)}" for number, passage in enumerate(kept, start=1)])
     asked = f"User question: {_plain(question)}\n\nAnswer in one to three sentences, with the passages' numbers:"
+    user = "\n\n".join([*([earlier] if earlier else []), context, asked])
     return Prompt(
-        messages=[{"role": "system", "content": system}, {"role": "user", "content": f"{context}\n\n{asked}"}],
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
         passages=kept,
         grounded=bool(kept),
     )
@@ -155,6 +162,14 @@ def line(passage: Passage) -> str:
     }
     known = ", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
     return grounding.defused(_plain(grounding.visible(f"{passage} ({known})" if known else str(passage))))
+
+
+def _defused(turn: Exchange) -> Exchange:
+    """A turn each side of which is one line; its citations are of other passages than the prompt's, and go."""
+    message, response = (
+        grounding.defused(_plain(grounding.visible(grounding.uncited(text)))) for text in (turn.message, turn.response)
+    )
+    return Exchange(message, response)
 
 
 def told(question: str, passages: Sequence[Passage]) -> list[str]:

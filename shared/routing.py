@@ -11,7 +11,7 @@ import httpx
 
 from shared import database, model_table
 from shared.breakers import Breakers
-from shared.errors import GatewayError, InvalidRequest, Misconfigured
+from shared.errors import GatewayError, Misconfigured, UnknownModel
 from shared.models import Model, Route
 from shared.providers import openai_compatible, replicate, runpod
 from shared.providers.chat import Failure
@@ -81,7 +81,7 @@ class Router:
     async def route(self, user_key: str, wanted: str | None = None) -> Route:
         """The models for one request in the order they are asked; the same user has the same version.
 
-        Raises `InvalidRequest` for a wanted model that isn't allowed.
+        Raises `UnknownModel` for a wanted one that isn't allowed.
         """
         await self._look()
         first = self._allowed(wanted) if wanted else _chosen(self.versions, user_key)
@@ -94,6 +94,11 @@ class Router:
             answer_characters=settings.answer_characters,
             stall_seconds=settings.stall_seconds,
         )
+
+    async def known(self) -> dict[str, Model]:
+        """The models a request may ask for, by the names it may use."""
+        await self._look()
+        return {name: model for name in self.names() if (model := self.named(name))}
 
     def named(self, name: str) -> Model | None:
         """An allowed or served model by the name that answers have."""
@@ -111,7 +116,7 @@ class Router:
     def _allowed(self, wanted: str) -> Model:
         model = self.named(wanted)
         if model is None:
-            raise InvalidRequest(f"model: not one of {', '.join(self.names())}.")
+            raise UnknownModel(f"model: not one of {', '.join(self.names())}.")
         return model
 
     async def _look(self) -> None:

@@ -35,17 +35,23 @@ from shared.queue import Delivery
 from shared.telemetry import Trace, logger
 from shared.wire import Pending, Wire
 
-Event = tuple[str, Wire]
-Events = AsyncGenerator[Event, None]
+Events = AsyncGenerator[tuple[str, Wire], None]
+ErrorShape = Callable[[GatewayError, str], tuple[int, dict[str, Any]]]  # with the request's id, to status and body
 BODY_BYTES = 64 * 1024
 CLOSING_SECONDS = 5  # a write that fails, and the queue after it
+# What OpenAI's client for browsers says of itself.
+STAINLESS = (
+    *(b"arch", b"lang", b"os", b"package-version", b"runtime", b"runtime-version"),
+    *(b"helper-method", b"retry-count", b"timeout"),
+)
 PREFLIGHT = [
     (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
-    # What supabase-js and tracing clients send, and this API's own.
+    # What supabase-js, OpenAI's and tracing clients send, and this API's own.
     (
         b"access-control-allow-headers",
         b"authorization, x-client-info, apikey, content-type, accept, idempotency-key, prefer, "
-        b"x-request-id, x-retry-count, traceparent, tracestate, baggage",
+        b"x-request-id, x-retry-count, traceparent, tracestate, baggage, openai-organization, openai-project, "
+        + b", ".join(b"x-stainless-" + fact for fact in STAINLESS),
     ),
     (b"access-control-max-age", b"86400"),
 ]
@@ -137,10 +143,16 @@ AnybodysDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_anybodys_database)
 AdminsDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_admins_database)]
 
 
-def create_app(name: str, router: APIRouter, larger_bodies: Mapping[str, int] = MappingProxyType({})) -> ASGIApp:
+def create_app(
+    name: str,
+    router: APIRouter,
+    larger_bodies: Mapping[str, int] = MappingProxyType({}),
+    error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
+) -> ASGIApp:
     """The function's app, at `/functions/v1/<name>` as supabase.functions.invoke calls it, and at `/<name>`.
 
-    A body has up to 64 KB; `larger_bodies` gives the bytes of methods that take more.
+    A body has up to 64 KB; `larger_bodies` gives the bytes of methods that take more, `error_shapes` how errors look
+    under a path that isn't this API's own.
     """
     app = FastAPI(
         title=name,
@@ -156,7 +168,7 @@ def create_app(name: str, router: APIRouter, larger_bodies: Mapping[str, int] = 
     app.add_exception_handler(RequestValidationError, _refuse_invalid)
     app.add_exception_handler(HTTPException, _refuse_unrouted)
     app.add_exception_handler(Exception, _apologise)
-    return Edge(name, app, larger_bodies)
+    return Edge(name, app, larger_bodies, error_shapes)
 
 
 def create_handler(
@@ -185,10 +197,13 @@ def create_handler(
 class Edge:
     """Outside of FastAPI: request id, body limit, the last catch, the log line. Plain ASGI, for it is on every path."""
 
-    def __init__(self, name: str, app: ASGIApp, larger_bodies: Mapping[str, int]) -> None:
+    def __init__(
+        self, name: str, app: ASGIApp, larger_bodies: Mapping[str, int], error_shapes: Mapping[str, ErrorShape]
+    ) -> None:
         self.name = name
         self.app = app
         self.larger_bodies = larger_bodies
+        self.error_shapes = error_shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -196,6 +211,7 @@ class Edge:
         headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
         given_id = headers.get(b"x-request-id", "")
         trace = scope["trace"] = Trace(given_id if REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4()))
+        scope["error_shape"] = self._error_shape(scope["path"])
         with telemetry.request_span(trace, scope["method"], headers) as span:
             status = await self._serve(scope, receive, send, headers, trace)
             span.served(self.name, scope, status, trace.facts.get("code"))
@@ -224,7 +240,7 @@ class Edge:
                 limit = self.larger_bodies.get(scope["method"], BODY_BYTES)
                 await self.app(scope, await _bounded(headers, receive, limit), send_marked)
         except GatewayError as error:
-            await _answer(error, trace)(scope, receive, send_marked)
+            await _answer(error, scope)(scope, receive, send_marked)
         except ClientDisconnect:
             trace.facts["code"] = "client_gone"
         except Exception as error:
@@ -235,17 +251,26 @@ class Edge:
             telemetry.conclude("request", self.name, trace, method=scope["method"], path=path, status=status)
         return status
 
+    def _error_shape(self, path: str) -> ErrorShape:
+        under = path.removeprefix("/functions/v1").removeprefix(f"/{self.name}")
+        return next((shape for start, shape in self.error_shapes.items() if under.startswith(start)), _own_shape)
+
 
 async def event_stream(events: Events) -> "EventStream":
-    """The events as a response; the first is taken here, so that their source ends as one that has begun."""
-    return EventStream(await anext(events), events)
+    """The events as a response."""
+    return await frame_stream(_encoded(events))
+
+
+async def frame_stream(frames: AsyncGenerator[str, None]) -> "EventStream":
+    """Events as they go out; the first is taken here, so that their source ends as one that has begun."""
+    return EventStream(await anext(frames), frames)
 
 
 class EventStream(StreamingResponse):
     """Server-sent events; their source is closed as soon as the client is gone."""
 
-    def __init__(self, first: Event, rest: Events) -> None:
-        super().__init__(_encoded(first, rest), media_type="text/event-stream", headers=STREAM_HEADERS)
+    def __init__(self, first: str, rest: AsyncGenerator[str, None]) -> None:
+        super().__init__(_all(first, rest), media_type="text/event-stream", headers=STREAM_HEADERS)
         self.rest = rest
 
     async def stream_response(self, send: Send) -> None:
@@ -269,15 +294,16 @@ def later(request: Request, wait_seconds: int, pending: Pending) -> JSONResponse
     return JSONResponse(pending.model_dump(by_alias=True, mode="json"), status_code=202, headers=headers)
 
 
-async def _encoded(first: Event, rest: Events) -> AsyncIterator[str]:
-    yield _frame(first)
-    async for event in rest:
-        yield _frame(event)
+async def _encoded(events: Events) -> AsyncGenerator[str, None]:
+    async with aclosing(events):
+        async for name, data in events:
+            yield f"event: {name}\ndata: {data.model_dump_json(by_alias=True)}\n\n"
 
 
-def _frame(event: Event) -> str:
-    name, data = event
-    return f"event: {name}\ndata: {data.model_dump_json(by_alias=True)}\n\n"
+async def _all(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for frame in rest:
+        yield frame
 
 
 async def _bounded(headers: dict[bytes, str], receive: Receive, limit: int) -> Receive:
@@ -335,38 +361,44 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GatewayError)
     if error.__cause__ is not None:
         trace(request).facts["cause"] = type(error.__cause__).__name__
-    return _answer(error, trace(request))
+    return _answer(error, request.scope)
 
 
 async def _apologise(request: Request, _: Exception) -> JSONResponse:
-    return _answer(GatewayError(), trace(request))  # the error goes on to the edge, which logs it
+    return _answer(GatewayError(), request.scope)  # the error goes on to the edge, which logs it
 
 
 async def _refuse_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
-        return _answer(InvalidJson("The body is not valid JSON."), trace(request))
-    if problem["type"] == "model_attributes_type":
-        return _answer(InvalidRequest("body: send a JSON object, with Content-Type: application/json."), trace(request))
+        return _answer(InvalidJson("The body is not valid JSON."), request.scope)
+    if problem["type"] == "model_attributes_type" and len(problem["loc"]) == 1:
+        return _answer(InvalidRequest("body: send a JSON object, with Content-Type: application/json."), request.scope)
     place = str(problem["loc"][1]) if len(problem["loc"]) > 1 else "body"
-    return _answer(InvalidRequest(f"{place}: {problem['msg']}."), trace(request))
+    return _answer(InvalidRequest(f"{place}: {problem['msg']}."), request.scope)
 
 
 async def _refuse_unrouted(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return _answer(NotFound(f"There is nothing at {request.url.path}."), trace(request))
+        return _answer(NotFound(f"There is nothing at {request.url.path}."), request.scope)
     if error.status_code == 405:
-        return _answer(MethodNotAllowed(f"{request.method} is not allowed here."), trace(request))
-    return _answer(InvalidJson("The request can't be read."), trace(request))
+        return _answer(MethodNotAllowed(f"{request.method} is not allowed here."), request.scope)
+    return _answer(InvalidJson("The request can't be read."), request.scope)
 
 
-def _answer(error: GatewayError, trace: Trace) -> JSONResponse:
+def _answer(error: GatewayError, scope: Scope) -> JSONResponse:
+    trace: Trace = scope["trace"]
     trace.facts["code"] = error.code
+    status, body = scope["error_shape"](error, trace.request_id)
     wait = error.retry_after_seconds
     headers = {"retry-after": str(wait)} if wait else None
-    return JSONResponse(error.body(trace.request_id), status_code=error.status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _own_shape(error: GatewayError, request_id: str) -> tuple[int, dict[str, Any]]:
+    return error.status, error.body(request_id)
 
 
 def _where(error: Exception) -> dict[str, Any]:

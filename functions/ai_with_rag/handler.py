@@ -3,29 +3,19 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field, model_validator
 
-from shared import answer_cache, cited_answers, knowledge, quotas, web
+from functions.ai_with_rag import completions
+from shared import answer_cache, chat_completions, cited_answers, knowledge, quotas, web
 from shared.cited_answers import Ask, Question
-from shared.knowledge import DocumentPage, Outcome
+from shared.knowledge import DocumentPage, Documents, Outcome
 from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
-from shared.wire import CitedAnswer, Found, Wire
+from shared.wire import CitedAnswer, Found
 
 router = APIRouter()
+router.include_router(completions.router, prefix="/v1")
 Page = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=1000)]
 PUT_BYTES = 5 * 1024 * 1024  # Lambda takes 6 MB
-
-
-class Documents(Wire):
-    documents: list[Any] = Field(min_length=1, max_length=100)
-
-    @model_validator(mode="before")
-    @classmethod
-    def listed(cls, body: Any) -> Any:
-        """A document, or a list of them, is a body too."""
-        is_one = isinstance(body, dict) and "documents" not in body
-        return {"documents": [body] if is_one else body} if is_one or isinstance(body, list) else body
 
 
 @router.post("", response_model=CitedAnswer)
@@ -77,5 +67,7 @@ async def delete_document(document_id: str, db: AdminsDatabaseOf) -> dict[str, s
     return {"id": document_id}
 
 
-app = web.create_app("ai-with-rag", router, larger_bodies={"PUT": PUT_BYTES})
+app = web.create_app(
+    "ai-with-rag", router, larger_bodies={"PUT": PUT_BYTES}, error_shapes={"/v1/": chat_completions.error}
+)
 handler: Any = web.create_handler(app)

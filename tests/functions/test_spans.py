@@ -231,7 +231,7 @@ def test_a_streams_call_lasts_until_its_last_piece(origin: str, collector: Colle
     assert chat.seconds > 0.9
     assert chat.status == (0, "")
     assert chat.attributes["gen_ai.request.stream"] is True
-    assert 0 < chat.attributes["gen_ai.response.time_to_first_chunk"] < 0.5
+    assert 0 < chat.attributes["gen_ai.response.time_to_first_chunk"] < chat.seconds
     assert chat.attributes["gen_ai.usage.output_tokens"] == 9
 
 
