@@ -1,11 +1,12 @@
 """ai-finance: a signed-in user's question, answered from the knowledge base and the user's own swaps."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response
 
+from functions.ai_finance import webhooks
 from shared import answering, auth, conversations, deferred, quotas, web
 from shared.answering import Ask, Question
 from shared.conversations import ConversationPage, Rating, ThreadPage, WholeConversation
@@ -13,6 +14,7 @@ from shared.web import CallerOf, ClientsOf, DatabaseOf
 from shared.wire import Answer, Pending, Usage
 
 router = APIRouter()
+router.include_router(webhooks.router, prefix="/webhooks")
 Page = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
@@ -71,15 +73,6 @@ async def read_thread(thread_id: UUID, db: DatabaseOf, limit: Page = 50, before:
 async def read_usage(db: DatabaseOf) -> Usage:
     """The caller's plan, and what he has spent of it."""
     return await quotas.read_usage(db)
-
-
-@router.post("/webhooks/{wire}/{token}")
-async def call_back(
-    wire: Literal["replicate", "runpod"], token: UUID, request: Request, clients: ClientsOf
-) -> dict[str, bool]:
-    """A provider's word that an answer it was left alone with is there."""
-    over = await deferred.called_back(clients, wire, str(token), request.headers, await request.body())
-    return {"over": over}
 
 
 app = web.create_app("ai-finance", router)
