@@ -41,16 +41,22 @@ class Place:
     def deferred(self, user: User) -> tuple[int, str]:
         """A question whose provider was left alone with it: the conversation, and the path to call."""
         accepted = user.ask(self.origin, QUESTION, LATER).json()
+        with self.stack.worker(**self.settings):
+            token = self.until_left_alone(accepted["conversationId"])
+        return accepted["conversationId"], next(path for path in self._paths() if path.endswith(token))
+
+    def until_left_alone(self, conversation_id: int) -> str:
+        """Wait until a provider has the conversation, and nobody else; gives the job's token."""
         left = (
             "select token::text from private.jobs join public.open_turns using (attempt)"
             " where conversation_id = %s and job_id is not null and claimed_until <= now()"
         )
-        with self.stack.worker(**self.settings), psycopg.connect(self.stack.database_url, autocommit=True) as database:
-            limit = time.monotonic() + 15
-            while not (job := database.execute(left, [accepted["conversationId"]]).fetchone()):
+        limit = time.monotonic() + 30
+        with psycopg.connect(self.stack.database_url, autocommit=True) as database:
+            while not (job := database.execute(left, [conversation_id]).fetchone()):
                 assert time.monotonic() < limit, "nobody was left alone with it"
                 time.sleep(0.05)
-        return accepted["conversationId"], next(path for path in self._paths() if path.endswith(job[0]))
+        return str(job[0])
 
     def call(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         """A provider's call; Replicate's are signed, unless the headers say otherwise."""
@@ -195,7 +201,8 @@ def test_a_message_that_comes_again_gives_the_work_away_once(stack: Stack, place
 
     place.queue.put(body, body, body)
     with stack.worker(**place.settings), stack.worker(**place.settings):
-        time.sleep(4)
+        place.until_left_alone(accepted["conversationId"])
+        time.sleep(2)  # for the others to come
     place.replicate.looks = 0
     place.call(place.replicate.created[0].body["webhook"].removeprefix(PUBLIC), {"id": "heat2o"})
 
