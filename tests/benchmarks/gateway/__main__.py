@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local import postgres
-from infra.local.parts import ROOT
+from infra.local.migrations import MigrationError
+from infra.local.parts import ROOT, StackError
 from infra.local.stack import Stack, stop_on_signals
-from tests.benchmarks.gateway import litellm_proxy, load, memory, sandboxes, setting
-from tests.benchmarks.gateway.load import Call, Timed
+from tests.benchmarks.gateway import distributions, litellm_proxy, load, memory, sandboxes, setting
+from tests.benchmarks.gateway.load import Call, Refused, Timed
 from tests.benchmarks.gateway.measures import PERCENTILES, Answered, Line, percentiles
 from tests.benchmarks.gateway.memory import Growth
 from tests.benchmarks.gateway.processes import NotReady
@@ -39,7 +40,7 @@ LITELLM = f"LiteLLM proxy {litellm_proxy.VERSION}"
 CHAT, EMBEDDING = "upstream alone: chat", "upstream alone: embedding"
 OURS_IS = (
     "the path we own: the whole time less the upstream's median at that concurrency, less the waits for the database"
-    " (match + close + max(0, open - embed))"
+    " (match + close + max(0, open - embed)), in which at 8 and 32 at once waits for our own process are too"
 )
 P50_MS, P99_MS = 5.0, 15.0
 Lines = Mapping[str, Mapping[int, Line]]
@@ -75,6 +76,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUTPUT) as folder:
         try:
             figures = _run(Path(folder), arguments.requests, arguments.memory_requests, console)
+        except (StackError, MigrationError, NotReady, Refused) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         finally:
             postgres.remove(Path(folder))
     file = OUTPUT / "gateway.json"
@@ -97,6 +101,8 @@ def _run(folder: Path, request_count: int, memory_count: int, console: Console) 
             with _gateways(stack, upstream, program, users, report) as gateways:
                 lines = _measure(gateways, request_count, report)
             console.print(*_tables(lines), *_targets(lines), sep="\n", highlight=False)
+            distributions.plot(_spreads(lines), OUTPUT / "gateway-latency.png")
+            console.print("How the added time is spread: .local/bench/gateway-latency.png")
             growth = _memory(stack, users, memory_count, report) if memory_count else None
     figures = _figures(lines)
     if growth:
@@ -227,6 +233,15 @@ def _table(title: str) -> Table:
 
 def _cells(by_concurrency: Mapping[int, Line], values: Callable[[Line], list[float]]) -> list[str]:
     return [f"{value:.1f}" for line in by_concurrency.values() for value in percentiles(values(line)).values()]
+
+
+def _spreads(lines: Lines) -> dict[int, distributions.Spread]:
+    """What each gateway added, and of ours the path apart from its database, by concurrency."""
+    spreads: dict[int, distributions.Spread] = {}
+    for concurrency in CONCURRENCIES:
+        added = {name: line[concurrency].added() for name, line in lines.items() if name not in (CHAT, EMBEDDING)}
+        spreads[concurrency] = {f"{OURS}: path we own": lines[OURS][concurrency].path(), **added}
+    return spreads
 
 
 def _targets(lines: Lines) -> list[str]:

@@ -15,7 +15,7 @@ SPREAD_SECONDS = 0.22  # an upstream's own time: the connections begin spread ov
 
 
 class Refused(RuntimeError):
-    """An answer that is not 200: nothing of such a run counts."""
+    """An answer that is not 200, or a connection that broke: nothing of such a run counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,15 @@ async def run(
 ) -> list[Timed]:
     """The answers in the order they came; `each` is told how many there are. Raises `Refused`."""
     waiting, answers = iter([call.encoded() for call in calls]), list[Timed]()
-    async with asyncio.TaskGroup() as connections:
-        for place in range(connection_count):
-            connections.create_task(
-                _connection(origin, place * SPREAD_SECONDS / connection_count, waiting, answers, each)
-            )
+    try:
+        async with asyncio.TaskGroup() as connections:
+            for place in range(connection_count):
+                connections.create_task(
+                    _connection(origin, place * SPREAD_SECONDS / connection_count, waiting, answers, each)
+                )
+    except ExceptionGroup as failed:
+        first = failed.exceptions[0]
+        raise first if isinstance(first, Refused) else Refused(f"the connection broke: {first!r}") from failed
     return answers
 
 
