@@ -220,11 +220,13 @@ async def _first(
     caller at once.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
+    rests: list[float] = []
     waiting, is_detour = deque(route.chain), False
     while waiting:
         model = waiting.popleft()
         if rest_seconds := route.breakers.wait_seconds(model.provider):
-            failed = ProviderFailed(Failure.BUSY, "resting after failures", rest_seconds)
+            rests.append(rest_seconds)
+            failed = ProviderFailed(Failure.BUSY, "resting after failures", min(rests))
             continue
         for number in range(1, TRIES + 1):
             left = deadline.remaining() * (SHARE if waiting else 1)

@@ -63,19 +63,19 @@ class Router:
     @classmethod
     def open(cls, settings: Settings, http: httpx.AsyncClient) -> "Router":
         """The models the settings name. Raises `Misconfigured`."""
-        chain = _named(settings, http, "model_chain")
+        chain = _named(settings, http, "MODEL_CHAIN", settings.model_chain)
         if not chain and not settings.model_name:
             raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
         chain = chain or [_open(settings, http, f"{OWN}:{settings.model_name}", "MODEL_NAME")]
-        others = _named(settings, http, "allowed_models")
+        others = _named(settings, http, "ALLOWED_MODELS", settings.allowed_models)
         return cls(
             settings=settings,
             http=http,
             chain=chain,
             allowed={model.name: model for model in [*chain, *others]},
             detours={
-                Failure.TOO_LONG: _named(settings, http, "context_fallbacks"),
-                Failure.UNACCEPTABLE: _named(settings, http, "content_fallbacks"),
+                Failure.TOO_LONG: _named(settings, http, "CONTEXT_FALLBACKS", settings.context_fallbacks),
+                Failure.UNACCEPTABLE: _named(settings, http, "CONTENT_FALLBACKS", settings.content_fallbacks),
             },
             breakers=Breakers(settings, http),
         )
@@ -160,9 +160,8 @@ def _place(version: Version, user_key: str) -> float:
     return (int.from_bytes(digest[:6]) + 1) / 2**48
 
 
-def _named(settings: Settings, http: httpx.AsyncClient, setting: str) -> list[Model]:
-    names = [name.strip() for name in (getattr(settings, setting) or "").split(",")]
-    return [_open(settings, http, name, setting.upper()) for name in names if name]
+def _named(settings: Settings, http: httpx.AsyncClient, place: str, names: str | None) -> list[Model]:
+    return [_open(settings, http, name.strip(), place) for name in (names or "").split(",") if name.strip()]
 
 
 def _open(settings: Settings, http: httpx.AsyncClient, asked: str, place: str, name: str | None = None) -> Model:

@@ -31,7 +31,6 @@ FILE = {
 TABLE: dict[str, dict[str, Any]] = {
     "*": {"output_usd": 2000},
     "priced:exactly": {"output_usd": 5000},
-    "one:elsewhere": {"key_name": "A_KEY_OF_ITS_OWN"},
     "one:hurried": {"timeout_seconds": 0.3},
     "one:terse": {"max_tokens": 7},
     "one:talkative": {"max_tokens": 7000},
@@ -78,8 +77,10 @@ def origin(
     """The functions with the file and the table; requests may name any of their models."""
     file = tmp_path_factory.mktemp("models") / "models.json"
     file.write_text(json.dumps(FILE))
-    table = {**TABLE, "one:elsewhere": {**TABLE["one:elsewhere"], "base_url": f"{elsewhere.url}/v1/"}}
+    address = {"base_url": f"{elsewhere.url}/v1/", "key_name": "A_KEY_OF_ITS_OWN"}
+    table = {**TABLE, "one:elsewhere": address, "own:alone": address}
     settings = {
+        "MODEL_BASE_URL": "",
         "MODEL_CHAIN": "one:first",
         "ALLOWED_MODELS": ", ".join([*(name for name in table if name != "*"), "priced:somehow"]),
         "MODELS": json.dumps(table),
@@ -126,10 +127,12 @@ def counting(prompt: int, cached: int, said: int, reasoning: int) -> dict[str, A
 def test_a_model_may_have_an_address_and_a_key_of_its_own(
     origin: str, alice: User, models: Models, elsewhere: Models
 ) -> None:
-    answers = [alice.ask(origin, QUESTION, model=name).json() for name in ("one:elsewhere", "one:first")]
+    named = ["one:elsewhere", "alone", "one:first"]
 
-    assert [answer["model"] for answer in answers] == ["one:elsewhere", "one:first"]
-    assert elsewhere.keys == {"elsewhere": "Bearer another-key"}
+    answers = [alice.ask(origin, QUESTION, model=name).json() for name in named]
+
+    assert [answer["model"] for answer in answers] == named
+    assert elsewhere.keys == {"elsewhere": "Bearer another-key", "alone": "Bearer another-key"}
     assert (names(models), models.keys["first"]) == (["first"], "Bearer key-of-one")
 
 
@@ -373,11 +376,21 @@ def test_a_table_that_cannot_be_read_names_its_setting(
     assert message == f"Missing or malformed settings: {', '.join(wrong)}."
 
 
-@pytest.mark.parametrize("setting", ["ALLOWED_MODELS", "CONTENT_FALLBACKS"])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ALLOWED_MODELS": "two:b"}, "ALLOWED_MODELS: two:b is no provider:model of own, openai, "),
+        (
+            {"CONTENT_FALLBACKS": "own:b", "MODEL_BASE_URL": ""},
+            "CONTENT_FALLBACKS: own:b is no provider:model of openai",
+        ),
+    ],
+    ids=["unknown", "nowhere"],
+)
 def test_a_model_that_cannot_be_asked_names_the_setting_it_stands_in(
-    stack: Stack, alice: User, models: Models, setting: str
+    stack: Stack, alice: User, models: Models, settings: dict[str, str], says: str
 ) -> None:
-    with stack.functions(MODEL_CHAIN="one:first", **models.providers("one"), **{setting: "two:b"}) as origin:
+    with stack.functions(**{"MODEL_CHAIN": "one:first", **models.providers("one"), **settings}) as origin:
         message = assert_refused(alice.ask(origin, QUESTION), 500, "misconfigured")
 
-    assert message.startswith(f"{setting}: two:b is no provider:model of own, ")
+    assert message.startswith(says)

@@ -139,7 +139,7 @@ def versions_of(origin: str, users: Sequence[User]) -> list[str]:
 
 def until(seen: Callable[[], object]) -> None:
     """Waits for what the functions see within seconds."""
-    limit = time.monotonic() + FRESH_SECONDS + 5
+    limit = time.monotonic() + FRESH_SECONDS + 10
     while not seen():
         assert time.monotonic() < limit, "it was not seen"
         time.sleep(0.2)
