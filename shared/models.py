@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from typing import TypeVar
 
 from shared import model_table
@@ -83,9 +84,10 @@ class Route:
     stall_seconds: float
 
     def most(self, prompt_tokens: int) -> Spent:
-        """What an answer can cost at most, by the dearest of the chain."""
+        """What an answer can cost at most, by the dearest that may be asked for it."""
         usage = Usage(prompt_tokens, self.answer_tokens)
-        return max((model.spent(usage) for model in self.chain), key=lambda spent: spent.cost_usd)
+        models = chain(self.chain, *self.detours.values())
+        return max((model.spent(usage) for model in models), key=lambda spent: spent.cost_usd)
 
     def ask(self, model: Model, messages: Sequence[Message], seconds: float) -> Ask:
         """The call as the model takes it. Raises `ProviderFailed` for what it can't read whole."""
@@ -225,15 +227,17 @@ async def _first(
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
-    What is wrong with the request itself goes to the models that are there for it, or to the caller at once. A try
-    that succeeds ends its span itself.
+    What is wrong with the request itself goes to the models that are there for it, one after the other, or to the
+    caller at once. A try that succeeds ends its span itself.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
-    waiting, detours = deque(route.chain), dict(route.detours)
+    rests: list[float] = []
+    waiting, is_detour = deque(route.chain), False
     while waiting:
         model = waiting.popleft()
         if rest_seconds := route.breakers.wait_seconds(model.provider):
-            failed = ProviderFailed(Failure.BUSY, "resting after failures", rest_seconds)
+            rests.append(rest_seconds)
+            failed = ProviderFailed(Failure.BUSY, "resting after failures", min(rests))
             continue
         for number in range(1, TRIES + 1):
             left = deadline.remaining() * (SHARE if waiting else 1)
@@ -261,9 +265,8 @@ async def _first(
             await asyncio.sleep(pause)
         if failed.failure in OF_THE_PROVIDER:
             route.breakers.note(model.provider, has_failed=True)
-        if failed.failure in OF_THE_REQUEST:
-            waiting = deque(detours.pop(failed.failure, ()))
-            detours = {}
+        if failed.failure in OF_THE_REQUEST and not is_detour:
+            waiting, is_detour = deque(route.detours.get(failed.failure, ())), True
     trace.facts["attempts"] = attempts
     raise _ours(failed) from failed
 

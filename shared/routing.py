@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import httpx
@@ -61,19 +63,19 @@ class Router:
     @classmethod
     def open(cls, settings: Settings, http: httpx.AsyncClient) -> "Router":
         """The models the settings name. Raises `Misconfigured`."""
-        chain = _named(settings, http, settings.model_chain)
+        chain = _named(settings, http, "MODEL_CHAIN", settings.model_chain)
         if not chain and not settings.model_name:
             raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
-        chain = chain or [_open(settings, http, f"{OWN}:{settings.model_name}")]
-        others = _named(settings, http, settings.allowed_models)
+        chain = chain or [_open(settings, http, f"{OWN}:{settings.model_name}", "MODEL_NAME")]
+        others = _named(settings, http, "ALLOWED_MODELS", settings.allowed_models)
         return cls(
             settings=settings,
             http=http,
             chain=chain,
             allowed={model.name: model for model in [*chain, *others]},
             detours={
-                Failure.TOO_LONG: _named(settings, http, settings.context_fallbacks),
-                Failure.UNACCEPTABLE: _named(settings, http, settings.content_fallbacks),
+                Failure.TOO_LONG: _named(settings, http, "CONTEXT_FALLBACKS", settings.context_fallbacks),
+                Failure.UNACCEPTABLE: _named(settings, http, "CONTENT_FALLBACKS", settings.content_fallbacks),
             },
             breakers=Breakers(settings, http),
         )
@@ -84,10 +86,10 @@ class Router:
         Raises `UnknownModel` for a wanted one that isn't allowed.
         """
         await self._look()
-        first = self._allowed(wanted) if wanted else _chosen(self.versions, user_key)
+        first = self._allowed(wanted) if wanted else chosen(self.versions, user_key)
         settings = self.settings
         return Route(
-            chain=[first, *(model for model in self.chain if model.name != first.name)] if first else self.chain,
+            chain=[first, *(model for model in self.chain if model.asked != first.asked)] if first else self.chain,
             detours=self.detours,
             breakers=self.breakers,
             answer_tokens=settings.answer_tokens,
@@ -145,37 +147,40 @@ class Router:
         if known and known.model.asked == asked:
             return Version(known.model, row["weight"])
         try:
-            return Version(_open(self.settings, self.http, asked, row["name"]), row["weight"])
+            return Version(_open(self.settings, self.http, asked, "model_metadata", row["name"]), row["weight"])
         except Misconfigured as error:  # the chain answers without it
             logger.error("a served version can't be asked", extra={"version": row["name"], "reason": error.message})
             return None
 
 
-def _chosen(versions: Sequence[Version], user_key: str) -> Model | None:
-    """The version whose part of the whole the user's hash falls into; a part that grows keeps its users."""
-    place = int.from_bytes(hashlib.sha256(user_key.encode()).digest()[:8]) / 2**64
-    place *= sum(version.weight for version in versions)
-    for version in versions:
-        place -= version.weight
-        if place < 0:
-            return version.model
-    return versions[-1].model if versions else None
+def chosen(versions: Sequence[Version], user_key: str) -> Model | None:
+    """The user's version: weighted rendezvous hashing, so that users move only to what grows or from what shrinks."""
+    lots = [(-math.log(_place(version, user_key)) / version.weight, version.model) for version in versions]
+    return min(lots, key=itemgetter(0))[1] if lots else None
 
 
-def _named(settings: Settings, http: httpx.AsyncClient, names: str | None) -> list[Model]:
-    return [_open(settings, http, name.strip()) for name in (names or "").split(",") if name.strip()]
+def _place(version: Version, user_key: str) -> float:
+    """Where a user stands with a version, evenly spread above 0 and up to 1."""
+    digest = hashlib.sha256(f"{version.model.name} {user_key}".encode()).digest()
+    return (int.from_bytes(digest[:6]) + 1) / 2**48
 
 
-def _open(settings: Settings, http: httpx.AsyncClient, asked: str, name: str | None = None) -> Model:
+def _named(settings: Settings, http: httpx.AsyncClient, place: str, names: str | None) -> list[Model]:
+    return [_open(settings, http, name.strip(), place) for name in (names or "").split(",") if name.strip()]
+
+
+def _open(settings: Settings, http: httpx.AsyncClient, asked: str, place: str, name: str | None = None) -> Model:
+    """The model with its address and key. Raises `Misconfigured`, naming the place that names the model."""
     provider, _, model = asked.partition(":")
     providers = PROVIDERS | (settings.model_providers or {})
     known = model_table.facts(settings, asked)
-    if provider == OWN and model and settings.model_base_url:
-        base_url = known.base_url or settings.model_base_url
-        chat = openai_compatible.connect(http, base_url, _own_key(settings, known))
-        return Model(name or model, asked, provider, model, chat, known, base_url)
+    own_url = known.base_url or settings.model_base_url
+    if provider == OWN and model and own_url:
+        chat = openai_compatible.connect(http, own_url, _own_key(settings, known))
+        return Model(name or model, asked, provider, model, chat, known, own_url)
     if not model or provider not in providers:
-        raise Misconfigured(f"MODEL_CHAIN: {asked} is no provider:model of {', '.join([OWN, *providers])}.")
+        names = [OWN, *providers] if settings.model_base_url else list(providers)
+        raise Misconfigured(f"{place}: {asked} is no provider:model of {', '.join(names)}.")
     row = providers[provider]
     base_url = known.base_url or row.base_url
     chat = WIRES[row.wire](http, base_url, provider_key(provider, known.key_name))
