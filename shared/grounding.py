@@ -124,15 +124,17 @@ def unknown(answer: str, known: Iterable[str]) -> list[Flag]:
     Addresses are compared as accounts (the forms of one TON account are one, 0x in any case), URLs by host and
     path; a host alone is known by any URL of it.
     """
-    texts = [visible(text) for text in known]
-    accounts = {account for text in texts for _, _, account in _addresses(text)}
-    places = {place for text in texts for _, _, place in _urls(text)}
-    places |= {place.partition("/")[0] for place in places}
     said = visible(answer)
     found: list[tuple[int, FlagKind, str, str]] = [
         *((start, "unknown_address", text, account) for start, text, account in _addresses(said)),
         *((start, "unknown_url", text, place) for start, text, place in _urls(said)),
     ]
+    if not found:
+        return []
+    texts = [visible(text) for text in known]
+    accounts = {account for text in texts for _, _, account in _addresses(text)}
+    places = {place for text in texts for _, _, place in _urls(text)}
+    places |= {place.partition("/")[0] for place in places}
     flags: dict[str, Flag] = {}
     for _, kind, text, canonical in sorted(found):
         if canonical not in accounts | places:

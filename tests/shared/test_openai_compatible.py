@@ -1,4 +1,4 @@
-"""Chat with the providers on OpenAI's wire over real HTTP, each with its own ways, and with all that goes wrong."""
+"""Chat on OpenAI's wire over real HTTP, with each provider's odd ways: what is asked, read, counted and refused."""
 
 import json
 import ssl
@@ -9,43 +9,54 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shared.providers import openai_compatible
-from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Usage
-from tests.openai_like_stand_ins import KEY, KINDS, WORDS, Server, chunk, envelope, error, event
+from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Said, Usage
+from tests.openai_like_stand_ins import (
+    ANSWER,
+    KEY,
+    PROVIDERS,
+    REASONING,
+    USAGE,
+    LikeOpenAI,
+    chunk,
+    error,
+    event,
+    saying,
+)
 from tests.stand_ins import serving
 
 pytestmark = pytest.mark.anyio
-TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a client would take 50 ms to make its own
-WHOLE = "".join(WORDS)
+TLS = ssl.create_default_context()  # read once, not for each client
 MESSAGES: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is TON?"}]
-BODY = {"model": "m"}
-each_provider = pytest.mark.parametrize("name", KINDS)
+StandingIn = Callable[[str], tuple[LikeOpenAI, str]]
+DEEP = "[" * 100_000
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[tuple[str, list[Server]]]:
-    """One server for all tests, which is the last of the list, and its origin."""
-    servers: list[Server] = []
+def server() -> Iterator[tuple[str, list[LikeOpenAI]]]:
+    """One server for all tests, which does as the last of the list says, and its origin."""
+    stand_ins: list[LikeOpenAI] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await servers[-1].app()(scope, receive, send)
+        await stand_ins[-1].app()(scope, receive, send)
 
     with serving(app) as origin:
-        yield origin, servers
+        yield origin, stand_ins
 
 
 @pytest.fixture
-def start(home: tuple[str, list[Server]]) -> Callable[[str], tuple[Server, str]]:
-    """A fresh stand-in of a kind, and its base URL."""
+def standing_in(server: tuple[str, list[LikeOpenAI]]) -> StandingIn:
+    """A provider's stand-in and its base URL."""
 
-    def started(name: str) -> tuple[Server, str]:
-        home[1].append(Server(KINDS[name]))
-        return home[1][-1], f"{home[0]}{KINDS[name].prefix}"
+    def stand_in(name: str) -> tuple[LikeOpenAI, str]:
+        provider = LikeOpenAI(PROVIDERS[name])
+        server[1].append(provider)
+        return provider, f"{server[0]}{provider.provider.prefix}"
 
-    return started
+    return stand_in
 
 
 @asynccontextmanager
@@ -54,261 +65,371 @@ async def connected(url: str, key: str = KEY) -> AsyncIterator[Chat]:
         yield openai_compatible.connect(http, url, SecretStr(key))
 
 
-def ask(model: str = "m", max_tokens: int = 64, messages: list[Message] = MESSAGES) -> Ask:
-    return Ask(model, messages, max_tokens, 10.0)
+def ask(model: str, **differently: Any) -> Ask:
+    return Ask(**{"model": model, "messages": MESSAGES, "max_tokens": 64, "timeout_seconds": 10.0, **differently})
 
 
-async def told(chat: Chat, question: Ask) -> list[str | Usage]:
-    return [part async for part in chat.stream(question)]
-
-
-async def failure(url: str, key: str = KEY, question: Ask | None = None) -> ProviderFailed:
+async def generated(url: str, question: Ask, key: str = KEY) -> Said:
     async with connected(url, key) as chat:
-        with pytest.raises(ProviderFailed) as failed:
-            await chat.generate(question or ask())
-    return failed.value
+        return await chat.generate(question)
 
 
-async def broken(url: str) -> tuple[str, Failure]:
-    """What a stream said, and how it failed."""
-    said = ""
-    async with connected(url) as chat:
-        with pytest.raises(ProviderFailed) as failed:
-            async for part in chat.stream(ask()):
-                said += str(part)
-    return said, failed.value.failure
+async def streamed(url: str, question: Ask, key: str = KEY) -> list[str | Usage]:
+    async with connected(url, key) as chat:
+        return [piece async for piece in chat.stream(question)]
 
 
-def stream(*events: str) -> Response:
-    return Response("".join(events), media_type="text/event-stream")
+async def failures(url: str, question: Ask, key: str = KEY) -> list[ProviderFailed]:
+    """How the call fails, whole and streamed."""
+    failed = []
+    for answer in (generated, streamed):
+        with pytest.raises(ProviderFailed) as raised:
+            await answer(url, question, key)
+        failed.append(raised.value)
+    return failed
 
 
-@each_provider
-async def test_a_whole_answer_has_its_text_and_its_usage(start: Any, name: str) -> None:
-    server, url = start(name)
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_every_provider_answers_whole_and_piece_by_piece(standing_in: StandingIn, name: str) -> None:
+    stand_in, url = standing_in(name)
 
-    async with connected(url) as chat:
-        said = await chat.generate(ask())
+    for model in stand_in.provider.models:
+        said, pieces = await generated(url, ask(model)), await streamed(url, ask(model))
 
-    assert (said.text, said.cut_off) == (WHOLE, False)
-    assert said.usage
-    assert (said.usage.input_tokens, said.usage.output_tokens, said.usage.estimated) == (40, 27, False)
-    assert server.asked[0]["messages"] == MESSAGES
+        assert said == Said(ANSWER, cut_off=False, usage=Usage(40, 20), model="m")
+        assert ("".join(map(str, pieces[:-1])), pieces[-1]) == (ANSWER, Usage(40, 20))
 
 
-@each_provider
-async def test_a_stream_has_its_pieces_and_its_usage_wherever_that_stands(start: Any, name: str) -> None:
-    _, url = start(name)
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_every_provider_is_told_how_long_an_answer_may_be(standing_in: StandingIn, name: str) -> None:
+    stand_in, url = standing_in(name)
+    model = stand_in.provider.models[0]
 
-    async with connected(url) as chat:
-        *pieces, usage = await told(chat, ask())
+    said = await generated(url, ask(model, max_tokens=5))
 
-    assert pieces == WORDS
-    assert isinstance(usage, Usage)
-    assert (usage.input_tokens, usage.output_tokens) == (40, 27)
-
-
-@each_provider
-async def test_the_limit_is_always_sent_and_what_it_cut_off_is_known(start: Any, name: str) -> None:
-    server, url = start(name)
-
-    async with connected(url) as chat:
-        said = await chat.generate(ask(max_tokens=20))
-
-    assert (said.text, said.cut_off) == ("".join(WORDS[:20]), True)
-    assert server.asked[0]["max_tokens"] == 20
-
-
-@each_provider
-async def test_a_key_that_is_refused_is_another_providers_turn(start: Any, name: str) -> None:
-    _, url = start(name)
-
-    failed = await failure(url, "another key")
-
-    assert failed.failure is Failure.REFUSED
-    assert "another key" not in str(failed)
-
-
-async def test_cached_and_reasoning_tokens_are_read_whole_and_in_streams(start: Any) -> None:
-    _, url = start("openai")
-
-    async with connected(url) as chat:
-        said = await chat.generate(ask())
-        *_, usage = await told(chat, ask())
-
-    assert said.usage == usage == Usage(40, 27, False, cached_tokens=32, reasoning_tokens=7)
-
-
-def reported(count: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
-    details = {"prompt_tokens_details": {"cached_tokens": count}, "completion_tokens_details": None}
-    usage = {"prompt_tokens": 40, "completion_tokens": 9, "total_tokens": 49, **details}
-    return envelope("chat.completion", BODY, [choice]) | {"usage": usage}
-
-
-@pytest.mark.parametrize(("count", "cached"), [(None, 0), (-1, 0), (41, 40), (1.5, 0), ("32", 0), (True, 0)])
-async def test_cached_tokens_are_never_more_than_all_nor_what_is_no_count(start: Any, count: Any, cached: int) -> None:
-    server, url = start("openai")
-    server.script = [JSONResponse(reported(count))]
-
-    async with connected(url) as chat:
-        said = await chat.generate(ask())
-
-    assert said.usage == Usage(40, 9, cached_tokens=cached)
-
-
-@pytest.mark.parametrize("model", ["o3-mini", "o1", "gpt-5-nano"])
-async def test_reasoning_models_get_the_limit_under_its_other_name(start: Any, model: str) -> None:
-    server, url = start("openai")
-
-    async with connected(url) as chat:
-        said = await chat.generate(ask(model, max_tokens=50))
-
-    assert said.text == WHOLE
-    assert server.asked[0]["max_completion_tokens"] == 50
-    assert not {"max_tokens", "temperature"} & server.asked[0].keys()
-
-
-@pytest.mark.parametrize("model", ["gpt-4o-mini", "openai/gpt-oss-20b", "meta-llama/Llama-3.3-70B-Instruct:fastest"])
-async def test_a_models_name_goes_out_as_it_is(start: Any, model: str) -> None:
-    server, url = start("huggingface")
-
-    async with connected(url) as chat:
-        await chat.generate(ask(model))
-
-    assert server.asked[0]["model"] == model
-    assert (server.asked[0]["max_tokens"], server.asked[0]["temperature"]) == (64, 0)
+    assert said == Said("TON is the native coin ", cut_off=True, usage=Usage(40, 20), model="m")
 
 
 @pytest.mark.parametrize(
-    ("name", "answer", "expected"),
+    ("refusal", "failure"),
     [
-        ("openai", error(429, "You exceeded your current quota.", "insufficient_quota"), Failure.REFUSED),
-        ("openai", error(429, "Rate limit reached.", "rate_limit_exceeded", "requests"), Failure.BUSY),
-        ("openai", error(404, "The model does not exist.", "model_not_found"), Failure.REFUSED),
-        ("openai", error(400, "maximum context length", "context_length_exceeded"), Failure.TOO_LONG),
-        ("openai", error(400, "The response was filtered.", "content_filter"), Failure.UNACCEPTABLE),
-        ("openai", error(503, "The engine is currently overloaded."), Failure.FAILING),
-        ("together", error(402, "Credit limit exceeded.", None, "credit_limit"), Failure.REFUSED),
-        ("together", error(422, "`inputs` tokens + `max_new_tokens` must be <= 8193"), Failure.TOO_LONG),
-        ("together", error(429, "Too many requests.", None, "rate_limit"), Failure.BUSY),
-        ("groq", error(413, "Request too large for model.", "rate_limit_exceeded", "tokens"), Failure.REFUSED),
-        ("groq", error(498, "Flex tier capacity exceeded.", "capacity_exceeded"), Failure.FAILING),
-        ("huggingface", JSONResponse({"error": "You have exceeded your monthly credits."}, 402), Failure.REFUSED),
-        ("huggingface", JSONResponse({"error": "The model is too busy."}, 503), Failure.FAILING),
-        ("dedicated", HTMLResponse("<html>503 Service Temporarily Unavailable</html>", 503), Failure.FAILING),
-        ("runpod vllm", JSONResponse({"detail": "no workers"}, 500), Failure.FAILING),
+        ("unauthorized", Failure.REFUSED),
+        ("unknown_model", Failure.REFUSED),
+        ("busy", Failure.BUSY),
+        ("too_long", Failure.TOO_LONG),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.name if isinstance(value, Failure) else "answer",
 )
-async def test_each_providers_refusals_are_told_apart(start: Any, name: str, answer: Any, expected: Failure) -> None:
-    server, url = start(name)
-    server.script = [answer]
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_a_refusal_means_the_same_in_every_providers_words(
+    standing_in: StandingIn, name: str, refusal: str, failure: Failure
+) -> None:
+    stand_in, url = standing_in(name)
+    stand_in.instead = [getattr(stand_in.provider, refusal)] * 2
 
-    assert (await failure(url)).failure is expected
-    assert len(server.asked) == 1
+    failed = await failures(url, ask(stand_in.provider.models[0]))
 
-
-async def test_vllm_says_in_its_own_shape_that_a_prompt_is_too_long(start: Any) -> None:
-    _, url = start("runpod vllm")
-
-    failed = await failure(url, question=ask(messages=[{"role": "user", "content": "long " * 1000}]))
-
-    assert failed.failure is Failure.TOO_LONG
+    assert [one.failure for one in failed] == [failure, failure]
 
 
-async def test_groqs_wait_is_read_from_its_header(start: Any) -> None:
-    server, url = start("groq")
-    answer = error(429, "Please try again in 7.66s.", "rate_limit_exceeded", "tokens")
-    answer.headers.update({"retry-after": "8", "x-ratelimit-reset-tokens": "7.66s"})
-    server.script = [answer]
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_a_wrong_key_is_refused_and_shows_nowhere(standing_in: StandingIn, name: str) -> None:
+    stand_in, url = standing_in(name)
 
-    failed = await failure(url)
+    failed = await failures(url, ask(stand_in.provider.models[0]), key="sk-wrong")
 
-    assert (failed.failure, failed.retry_after_seconds) == (Failure.BUSY, 8)
-
-
-async def test_an_endpoint_that_was_scaled_to_zero_answers_once_it_has_started(start: Any) -> None:
-    server, url = start("dedicated")
-    server.script = [Response("503 Service Temporarily Unavailable", 503)]
-
-    starting = await failure(url)
-    async with connected(url) as chat:
-        said = await chat.generate(ask())
-
-    assert starting.failure is Failure.FAILING
-    assert said.text == WHOLE
+    assert [one.failure for one in failed] == [Failure.REFUSED, Failure.REFUSED]
+    assert "sk-wrong" not in f"{failed!r}"
 
 
-async def test_comments_that_keep_a_stream_alive_are_no_pieces(start: Any) -> None:
-    server, url = start("openai")
-    server.before_stream = ": keep-alive\n\n: keep-alive\n\n"
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("openai", 7.0), ("groq", 5.289), ("together", None), ("huggingface", None), ("runpod", None)],
+)
+async def test_a_busy_provider_says_when_it_may_be_asked_again(
+    standing_in: StandingIn, name: str, seconds: float | None
+) -> None:
+    stand_in, url = standing_in(name)
+    stand_in.instead = [stand_in.provider.busy] * 2
 
-    async with connected(url) as chat:
-        pieces = await told(chat, ask())
+    failed = await failures(url, ask(stand_in.provider.models[0]))
 
-    assert pieces[:-1] == WORDS
-
-
-async def test_a_stream_may_end_without_a_word_once_it_has_said_why(start: Any) -> None:
-    server, url = start("openai")
-    server.script = [stream(chunk(BODY, {"content": "Yes."}), chunk(BODY, {}, "stop"))]
-
-    async with connected(url) as chat:
-        pieces = await told(chat, ask())
-
-    assert pieces == ["Yes."]
+    assert [one.retry_after_seconds for one in failed] == [seconds, seconds]
 
 
-async def test_of_several_usages_the_last_one_counts_all(start: Any) -> None:
-    server, url = start("runpod vllm")
-    usages = [{"prompt_tokens": 40, "completion_tokens": count, "total_tokens": 40 + count} for count in (1, 2)]
-    server.script = [
-        stream(
-            chunk(BODY, {"content": "Yes"}, usage=usages[0]),
-            chunk(BODY, {"content": "."}, "stop", usage=usages[1]),
-            "data: [DONE]\n\n",
+async def test_an_account_without_money_is_refused_though_the_status_says_busy(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("openai")
+    body = json.dumps(error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota"))
+    stand_in.instead = [lambda: Response(body, 429, {"retry-after": "1"})] * 2
+
+    failed = await failures(url, ask("gpt-4o"))
+
+    assert [(one.failure, one.retry_after_seconds) for one in failed] == [(Failure.REFUSED, None)] * 2
+
+
+async def test_more_than_an_account_may_ask_in_a_minute_is_refused(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("groq")
+    body = json.dumps(error("Request too large for model `x` on tokens per minute.", "tokens", "rate_limit_exceeded"))
+    stand_in.instead = [lambda: Response(body, 413)] * 2
+
+    failed = await failures(url, ask("llama-3.3-70b-versatile"))
+
+    assert [one.failure for one in failed] == [Failure.REFUSED, Failure.REFUSED]
+
+
+async def test_an_endpoint_that_starts_from_zero_fails_and_then_answers(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("dedicated")
+    stand_in.starts = 2
+
+    failed = await failures(url, ask("tgi"))
+    said = await generated(url, ask("tgi"))
+
+    assert [one.failure for one in failed] == [Failure.FAILING, Failure.FAILING]
+    assert said.text == ANSWER
+
+
+@pytest.mark.parametrize("model", REASONING)
+async def test_a_model_that_reasons_gets_its_own_limit_and_no_temperature(standing_in: StandingIn, model: str) -> None:
+    stand_in, url = standing_in("openai")
+
+    await generated(url, ask(model))
+
+    assert stand_in.asked == [{"model": model, "messages": MESSAGES, "max_completion_tokens": 64}]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "limit"),
+    [
+        ("openai", "gpt-4o", "max_tokens"),
+        ("openai", "ft:gpt-4o:acme::1", "max_tokens"),
+        ("openai", "gpt-5-chat-latest", "max_completion_tokens"),
+        ("groq", "openai/gpt-oss-20b", "max_tokens"),
+        ("huggingface", "openai/gpt-oss-120b:fastest", "max_tokens"),
+        ("runpod", "mistralai/Mistral-7B-Instruct-v0.2", "max_tokens"),
+    ],
+)
+async def test_any_other_model_gets_a_limit_and_a_temperature(
+    standing_in: StandingIn, name: str, model: str, limit: str
+) -> None:
+    stand_in, url = standing_in(name)
+
+    await generated(url, ask(model))
+
+    assert stand_in.asked == [{"model": model, "messages": MESSAGES, limit: 64, "temperature": 0}]
+
+
+@pytest.mark.parametrize("code", ["unsupported_parameter", "unsupported_value"])
+async def test_a_model_asked_in_the_wrong_words_is_not_the_callers_doing(standing_in: StandingIn, code: str) -> None:
+    stand_in, url = standing_in("openai")
+    body = error("Unsupported parameter: 'max_tokens' is not supported.", "invalid_request_error", code)
+    stand_in.instead = [lambda: Response(json.dumps(body), 400)] * 2
+
+    failed = await failures(url, ask("gpt-4o"))
+
+    assert [one.failure for one in failed] == [Failure.REFUSED, Failure.REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("reported", "usage"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 32}}, Usage(40, 20, cached_tokens=32)),
+        ({"completion_tokens_details": {"reasoning_tokens": 16}}, Usage(40, 20, reasoning_tokens=16)),
+        ({"prompt_cache_hit_tokens": 30, "prompt_cache_miss_tokens": 10}, Usage(40, 20, cached_tokens=30)),
+        (
+            {
+                "prompt_tokens_details": {"cached_tokens": 41, "audio_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 21},
+            },
+            Usage(40, 20, cached_tokens=40, reasoning_tokens=20),
+        ),
+        ({"prompt_tokens_details": {"cached_tokens": -1}}, Usage(40, 20)),
+        ({"prompt_tokens_details": {"cached_tokens": None}}, Usage(40, 20)),
+        ({"prompt_tokens_details": {"cached_tokens": "many"}}, Usage(40, 20)),
+        ({"prompt_tokens_details": {"cached_tokens": 3.5}}, Usage(40, 20)),
+        ({"prompt_tokens_details": {"cached_tokens": [1]}}, Usage(40, 20)),
+        ({"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(40, 20)),
+        ({"prompt_tokens_details": 32, "completion_tokens_details": "16"}, Usage(40, 20)),
+        ({"prompt_tokens_details": [{"cached_tokens": 32}]}, Usage(40, 20)),
+        ({"completion_tokens_details": {}}, Usage(40, 20)),
+        ({"prompt_tokens": -1}, None),
+        ({"completion_tokens": None}, None),
+        ({"prompt_tokens": "many"}, None),
+        ({"prompt_tokens": 40.5}, None),
+        ({"completion_tokens": {}}, None),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("name", ["openai", "together", "groq"])
+async def test_odd_counts_are_none_and_break_no_answer(
+    standing_in: StandingIn, name: str, reported: dict[str, Any], usage: Usage | None
+) -> None:
+    stand_in, url = standing_in(name)
+    stand_in.usage = USAGE | reported
+    model = stand_in.provider.models[0]
+
+    said, pieces = await generated(url, ask(model)), await streamed(url, ask(model))
+
+    assert said == Said(ANSWER, cut_off=False, usage=usage, model="m")
+    assert [piece for piece in pieces if not isinstance(piece, str)] == ([usage] if usage else [])
+
+
+@pytest.mark.parametrize("reported", [None, {}, [], "many", 60, [40, 20]], ids=str)
+@pytest.mark.parametrize("name", ["openai", "together", "groq", "runpod"])
+async def test_an_answer_is_whole_without_its_usage(standing_in: StandingIn, name: str, reported: Any) -> None:
+    stand_in, url = standing_in(name)
+    stand_in.usage = reported
+    model = stand_in.provider.models[0]
+
+    said, pieces = await generated(url, ask(model)), await streamed(url, ask(model))
+
+    assert said == Said(ANSWER, cut_off=False, usage=None, model="m")
+    assert "".join(map(str, pieces)) == ANSWER
+
+
+async def test_groqs_older_place_for_the_usage_is_read_too(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("groq")
+    stand_in.instead = [stream_of(chunk({"content": "TON"}), chunk({}, "stop", x_groq={"id": "r", "usage": USAGE}))]
+
+    pieces = await streamed(url, ask("llama-3.3-70b-versatile"))
+
+    assert pieces == ["TON", Usage(40, 20)]
+
+
+async def test_of_several_usages_the_last_counts(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("runpod")
+    counts = [USAGE | {"completion_tokens": count} for count in (1, 2)]
+    stand_in.instead = [
+        stream_of(
+            chunk({"content": "TO"}, usage=counts[0]),
+            chunk({"content": "N"}, "stop", usage=counts[1]),
+            event({"choices": [], "usage": None}),
         )
     ]
 
-    async with connected(url) as chat:
-        parts = await told(chat, ask())
+    pieces = await streamed(url, ask("mistralai/Mistral-7B-Instruct-v0.2"))
 
-    assert [part for part in parts if isinstance(part, Usage)][-1] == Usage(40, 2)
+    assert pieces == ["TO", "N", Usage(40, 2)]
+
+
+async def test_a_stream_may_open_with_comments_and_end_without_done(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("huggingface")
+    stand_in.before, stand_in.says_done = [": keep-alive\n\n", ":\n\n", "\n"], False
+
+    pieces = await streamed(url, ask("openai/gpt-oss-120b"))
+
+    assert ("".join(map(str, pieces[:-1])), pieces[-1]) == (ANSWER, Usage(40, 20))
+
+
+async def test_a_stream_that_ends_without_a_reason_was_cut_off(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("openai")
+    stand_in.interrupted = "data: [DONE]\n\n"
+
+    pieces, failed = await until_it_fails(url, ask("gpt-4o"))
+
+    assert (pieces, failed.failure) == (["TON ", "is "], Failure.FAILING)
 
 
 @pytest.mark.parametrize(
-    ("events", "said", "expected"),
+    ("body", "failure"),
     [
-        ([chunk(BODY, {"content": "Yes"})], "Yes", Failure.FAILING),
-        ([chunk(BODY, {"content": "Yes"}), event({"error": {"message": "overloaded"}})], "Yes", Failure.FAILING),
-        ([chunk(BODY, {"content": "Yes"}), chunk(BODY, {}, "content_filter")], "Yes", Failure.UNACCEPTABLE),
-        ([chunk(BODY, {"content": "Yes"}), "data: {broken\n\n"], "Yes", Failure.FAILING),
-        ([event({"error": {"message": "overloaded", "code": 503}})], "", Failure.FAILING),
-        (["<html>maintenance</html>"], "", Failure.FAILING),
-        ([], "", Failure.FAILING),
+        (error("The server had an error.", "server_error"), Failure.FAILING),
+        (error("Rate limit reached.", "tokens", "rate_limit_exceeded"), Failure.BUSY),
+        (error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota"), Failure.REFUSED),
+        (error("Too long.", "invalid_request_error", "context_length_exceeded"), Failure.TOO_LONG),
+        (error("At most 4096 tokens.", "BadRequestError", 400), Failure.TOO_LONG),
+        (error("Overloaded", "server_error", 503), Failure.FAILING),
+        (error("Slow down", "server_error", 429), Failure.BUSY),
+        ({"error": "Request failed during generation: CUDA error", "error_type": "generation"}, Failure.FAILING),
+        ({"error": {"message": None}}, Failure.FAILING),
+        ({"error": ["odd"]}, Failure.FAILING),
+        ({"object": "error", "message": "out of memory", "code": 500}, Failure.FAILING),
     ],
-    ids=["cut off", "an error inside", "filtered", "no JSON", "an error at once", "a page", "nothing"],
+    ids=str,
 )
-async def test_a_stream_that_breaks_keeps_what_it_said(
-    start: Any, events: list[str], said: str, expected: Failure
+async def test_an_error_in_mid_stream_comes_after_the_pieces(
+    standing_in: StandingIn, body: dict[str, Any], failure: Failure
 ) -> None:
-    server, url = start("openai")
-    server.script = [stream(*events)]
+    stand_in, url = standing_in("openai")
+    stand_in.interrupted = event(body)
 
-    assert await broken(url) == (said, expected)
+    pieces, failed = await until_it_fails(url, ask("gpt-4o"))
+
+    assert (pieces, failed.failure) == (["TON ", "is "], failure)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": 1}, {"prompt_tokens": "4"}])
-async def test_a_usage_that_tells_nothing_is_none(start: Any, usage: Any) -> None:
-    server, url = start("openai")
-    whole: dict[str, Any] = reported(0) | {"usage": usage}
-    pieces = stream(chunk(BODY, {"content": "Yes."}, "stop", usage=usage), "data: [DONE]\n\n")
-    server.script = [Response(json.dumps(whole), media_type="application/json"), pieces]
+@pytest.mark.parametrize(
+    ("content", "failure"),
+    [
+        (json.dumps(error("Invalid token", "auth", 401)), Failure.REFUSED),
+        (json.dumps(PROVIDERS["runpod"].too_long.body), Failure.TOO_LONG),
+        (json.dumps(error("Slow down", "busy", "rate_limit_exceeded")), Failure.BUSY),
+        ('{"error": "vLLM engine not initialized."}', Failure.FAILING),
+        ('{"error": null}', Failure.FAILING),
+        ('{"choices": []}', Failure.FAILING),
+        ('{"choices": null}', Failure.FAILING),
+        ('{"choices": {}}', Failure.FAILING),
+        ('{"choices": [null]}', Failure.FAILING),
+        ('{"choices": [{"message": null}]}', Failure.FAILING),
+        ('{"choices": [{"message": {"content": 1}}]}', Failure.FAILING),
+        ("{}", Failure.FAILING),
+        ("[]", Failure.FAILING),
+        ("null", Failure.FAILING),
+        ('"text"', Failure.FAILING),
+        ("<html>maintenance</html>", Failure.FAILING),
+        ("", Failure.FAILING),
+        (DEEP, Failure.FAILING),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_an_answer_that_is_none_is_a_failure_under_a_status_of_200(
+    standing_in: StandingIn, content: str, failure: Failure
+) -> None:
+    stand_in, url = standing_in("runpod")
+    stand_in.instead = [saying(content)]
 
-    async with connected(url) as chat:
-        said = await chat.generate(ask())
-        parts = await told(chat, ask())
+    with pytest.raises(ProviderFailed) as failed:
+        await generated(url, ask("mistralai/Mistral-7B-Instruct-v0.2"))
 
-    assert said.usage is None
-    assert parts == ["Yes."]
+    assert failed.value.failure is failure
+
+
+@pytest.mark.parametrize("answer", [generated, streamed])
+async def test_a_filtered_answer_is_unacceptable(standing_in: StandingIn, answer: Callable[[str, Ask], Any]) -> None:
+    stand_in, url = standing_in("openai")
+    filtered = {"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+    whole = saying(json.dumps({"choices": [filtered]}))
+    stand_in.instead = [whole if answer is generated else stream_of(chunk({}, "content_filter"))]
+
+    with pytest.raises(ProviderFailed) as failed:
+        await answer(url, ask("gpt-4o"))
+
+    assert failed.value.failure is Failure.UNACCEPTABLE
+
+
+@pytest.mark.parametrize("answer", [generated, streamed])
+async def test_says_that_nobody_answers(answer: Callable[[str, Ask], Any]) -> None:
+    with pytest.raises(ProviderFailed) as failed:
+        await answer("http://127.0.0.1:9/v1", ask("gpt-4o"))
+
+    assert failed.value.failure is Failure.FAILING
+
+
+async def test_a_stream_that_stalls_is_late(standing_in: StandingIn) -> None:
+    stand_in, url = standing_in("openai")
+    stand_in.pause_seconds = 5
+
+    pieces, failed = await until_it_fails(url, ask("gpt-4o", timeout_seconds=0.3))
+
+    assert (pieces, failed.failure) == (["TON "], Failure.LATE)
+
+
+async def until_it_fails(url: str, question: Ask) -> tuple[list[str | Usage], ProviderFailed]:
+    pieces: list[str | Usage] = []
+    with pytest.raises(ProviderFailed) as failed:
+        async with connected(url) as chat:
+            async for piece in chat.stream(question):
+                pieces.append(piece)
+    return pieces, failed.value
+
+
+def stream_of(*lines: str) -> Callable[[], Response]:
+    return saying("".join(lines), "text/event-stream")
