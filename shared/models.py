@@ -82,9 +82,10 @@ class Route:
     stall_seconds: float
 
     def most(self, prompt_tokens: int) -> Spent:
-        """What an answer can cost at most, by the dearest of the chain."""
+        """What an answer can cost at most, by the dearest that may be asked."""
         usage = Usage(prompt_tokens, self.answer_tokens)
-        return max((model.spent(usage) for model in self.chain), key=lambda spent: spent.cost_usd)
+        asked = [*self.chain, *(model for models in self.detours.values() for model in models)]
+        return max((model.spent(usage) for model in asked), key=lambda spent: spent.cost_usd)
 
     def ask(self, model: Model, messages: Sequence[Message], seconds: float) -> Ask:
         """The call as the model takes it. Raises `ProviderFailed` for what it can't read whole."""
@@ -214,7 +215,8 @@ async def _first(
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
-    What is wrong with the request itself goes to the models that are there for it, or to the caller at once.
+    What is wrong with the request itself goes to the models that are there for it, or to the caller at once. The trace
+    knows which one was asked last.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
     waiting, detours = deque(route.chain), dict(route.detours)
@@ -227,6 +229,7 @@ async def _first(
             left = deadline.remaining() * (SHARE if waiting else 1)
             left = min(left, model.facts.timeout_seconds or left)
             attempts += 1
+            trace.facts["model"] = model.name
             try:
                 async with asyncio.timeout(left):
                     answer = await attempt(model, left)
