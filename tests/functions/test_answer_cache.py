@@ -149,35 +149,29 @@ def test_how_a_question_is_spelt_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("question", "body"),
+    ("question", "other"),
     [
-        ("Should I not buy NOT {}?", {}),
-        ("Should I buy {} NOT?", {}),
-        ("Should I buy NOT {}²?", {}),
-        ("Should I buy NOT {}?", {"tokenSymbol": "NOT"}),
-        ("Should I buy NOT {}?", {"matchCount": 2}),
-        ("Should I buy NOT {}?", {"model": "third"}),
+        ("Should I buy NOT {}?", "Should I not buy NOT {}?"),
+        ("Should I buy NOT {} for TON?", "Should I buy TON {} for NOT?"),
+        ("Is it 10{}2?", "Is it 10{}²?"),
+        (f"Is it {NOT}? {{}}", f"Is it {NOT.replace('AvlW', 'AVlw')}? {{}}"),
     ],
-    ids=["another word", "another order", "another number", "a filter", "fewer passages", "another model"],
+    ids=["another word", "another order", "a raised digit", "another case in an address"],
 )
 def test_another_question_is_answered_anew(
-    origin: str, model: Scripted, category: str, visitor: Headers, marker: str, question: str, body: dict[str, Any]
+    origin: str, model: Scripted, notcoin: str, visitor: Headers, marker: str, question: str, other: str
 ) -> None:
-    marker = f"{marker}2"
-    ask(origin, visitor, f"Should I buy NOT {marker}?", category=category)
+    answers = [ask(origin, visitor, text.format(marker), category=notcoin) for text in (question, other)]
 
-    other = ask(origin, visitor, question.format(marker), category=category, **body)
-
-    assert hits(other) == ["miss"]
+    assert hits(*answers) == ["miss", "miss"]
     assert model.count(marker) == 2
 
 
-def test_addresses_that_differ_in_a_letters_case_are_two(
-    origin: str, model: Scripted, notcoin: str, visitor: Headers, marker: str
+@pytest.mark.parametrize("body", [{"matchCount": 2}, {"model": "third"}], ids=["fewer passages", "another model"])
+def test_another_request_is_answered_anew(
+    origin: str, model: Scripted, category: str, visitor: Headers, marker: str, body: dict[str, Any]
 ) -> None:
-    addresses = NOT, NOT.replace("AvlW", "AVlw")
-
-    answers = [ask(origin, visitor, f"Is it {address}? {marker}", category=notcoin) for address in addresses]
+    answers = [ask(origin, visitor, f"{QUESTION} {marker}", category=category, **each) for each in ({}, body)]
 
     assert hits(*answers) == ["miss", "miss"]
     assert model.count(marker) == 2
