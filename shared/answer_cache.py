@@ -17,6 +17,7 @@ from shared.retrieval import Filters, Passage
 from shared.telemetry import Trace
 
 READ_SECONDS = 1  # a cache that is slow is none
+SIGNS, DIGIT = re.compile(r"[\s?!.…？！。]+$"), re.compile(r"\d")
 Use = Literal["both", "write", "none"]
 
 
@@ -38,8 +39,12 @@ def key(
 
 
 def normalised(question: str) -> str:
-    """A question without what doesn't change it: case, spaces, forms of the same letter, signs at its end."""
-    return re.sub(r"[\s?!.…]+$", "", " ".join(unicodedata.normalize("NFKC", question).casefold().split()))
+    """A question without what doesn't change it: case, spaces, two codes for one letter, signs at its end.
+
+    Words with digits keep their case, by which one address or hash is told from another.
+    """
+    words = unicodedata.normalize("NFC", question).split()
+    return SIGNS.sub("", " ".join(word if DIGIT.search(word) else word.casefold() for word in words))
 
 
 def use(cache_control: str | None) -> Use:

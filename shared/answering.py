@@ -148,18 +148,17 @@ async def events(
     failure: GatewayError | None = None
     try:
         yield "sources", Sources(sources=_sources(draft))
-        with trace.step("model"):
-            async with aclosing(_said(draft, route, deadline, trace)) as parts:
-                async for part in parts:
-                    if isinstance(part, Begun):
-                        begun, trace.facts["attempts"] = part.model, part.attempts
-                        draft = replace(draft, model=begun.name)
-                    elif isinstance(part, Spent):
-                        draft = replace(draft, spent=part)
-                    else:
-                        said += part
-                        trace.note_token()
-                        yield "token", Token(token=part)
+        async with aclosing(_said(draft, route, deadline, trace)) as parts:
+            async for part in parts:
+                if isinstance(part, Begun):
+                    begun, trace.facts["attempts"] = part.model, part.attempts
+                    draft = replace(draft, model=begun.name)
+                elif isinstance(part, Spent):
+                    draft = replace(draft, spent=part)
+                else:
+                    said += part
+                    trace.note_token()
+                    yield "token", Token(token=part)
         code = ""
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
@@ -212,9 +211,10 @@ async def _said(
     if draft.reply is not None:
         yield draft.reply
         return
-    async with aclosing(models.stream(route, draft.messages, deadline, trace)) as parts:
-        async for part in parts:
-            yield part
+    with trace.step("model"):
+        async with aclosing(models.stream(route, draft.messages, deadline, trace)) as parts:
+            async for part in parts:
+                yield part
 
 
 @asynccontextmanager
@@ -232,11 +232,15 @@ async def kept_if_failed(clients: Clients, turn: Turn, trace: Trace) -> AsyncIte
 async def close(
     clients: Clients, draft: Draft, response: str, status: Status, trace: Trace, error_code: str | None = None
 ) -> None:
-    """Store how a turn ended; never raises for a database that is away."""
+    """Store how a turn ended; never raises for a database that is away.
+
+    Where no model has answered, the one that was asked last stands there.
+    """
     turn, spent = draft.turn, draft.spent
     if turn.answered:
         return
-    trace.facts |= {"model": draft.model, **quotas.facts(spent)}
+    model = draft.model or trace.facts.get("model")
+    trace.facts |= {"model": model, **quotas.facts(spent)}
     closing = Closing(
         conversation_id=turn.conversation_id,
         user_id=turn.user_id,
@@ -250,7 +254,7 @@ async def close(
             {"id": passage.id, "similarity": round(passage.similarity, 4), "content_hash": passage.content_hash}
             for passage in draft.passages
         ],
-        model_version=draft.model,
+        model_version=model,
         error_code=error_code,
         latency_ms=quotas.latency_ms(trace),
         flags=[flag.model_dump() for flag in draft.flags],

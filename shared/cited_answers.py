@@ -4,11 +4,10 @@ No question is stored; answers from public knowledge are kept for a while for wh
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Self
 
 import anyio
 from postgrest import AsyncPostgrestClient
@@ -28,7 +27,6 @@ from shared.wire import CitedAnswer, CitedDone, Failure, Flag, Token, TokenSourc
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 Label = Annotated[Text, Field(max_length=255)]
-Opened = TypeVar("Opened")
 EMPTY = "The model gave an empty answer: try again."
 
 
@@ -114,10 +112,11 @@ async def search(
     longer than the setting allows, and `SecretInMessage`.
     """
     _check(clients, question)
-    async with deadline.enforced():
-        admit = partial(quotas.count, clients.http, clients.settings, quota)
-        _, vector = await _admitted(clients, quota, question.text, admit, trace)
-        return await _find(clients, db, question, vector, trace)
+    with _embedding(clients, quota, question.text, trace) as vector:
+        async with deadline.enforced():
+            with trace.step("count"):
+                await quotas.count(clients.http, clients.settings, quota)
+            return await _find(clients, db, question, await vector(), trace)
 
 
 async def prepare(
@@ -138,20 +137,21 @@ async def prepare(
     """
     settings = clients.settings
     _check(clients, question)
-    async with deadline.enforced():
-        route = await clients.router.route(quota.key if quota else "", wanted)
-        if answer_tokens:
-            route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
-        most = route.most(settings.prompt_tokens)
-        admit = partial(quotas.open_call, clients.http, settings, quota, most, trace)
-        call, vector = await _admitted(clients, quota, question.text, admit, trace)
-    draft = Draft(question, route, call, turns)
-    async with _charged_if_failed(clients, draft, trace), deadline.enforced():
-        passages = await _find(clients, db, question, vector, trace)
-        prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens, turns)
-        draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
-        may_be_kept = settings.cache_seconds and draft.passages and not turns
-        return await _kept(clients, draft, cache, trace) if may_be_kept else draft
+    with _embedding(clients, quota, question.text, trace) as vector:
+        async with deadline.enforced():
+            route = await clients.router.route(quota.key if quota else "", wanted)
+            if answer_tokens:
+                route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
+            with trace.step("count"):
+                most = route.most(settings.prompt_tokens)
+                call = await quotas.open_call(clients.http, settings, quota, most, trace)
+        draft = Draft(question, route, call, turns)
+        async with _charged_if_failed(clients, draft, trace), deadline.enforced():
+            passages = await _find(clients, db, question, await vector(), trace)
+            prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens, turns)
+            draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
+            may_be_kept = settings.cache_seconds and draft.passages and not turns
+            return await _kept(clients, draft, cache, trace) if may_be_kept else draft
 
 
 async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> CitedAnswer:
@@ -186,11 +186,10 @@ async def events(
     failure: GatewayError | None = None
     try:
         yield "sources", TokenSources(sources=sources(draft.passages))
-        with trace.step("model"):
-            async with aclosing(_pieces(draft, said, deadline, trace)) as pieces:
-                async for piece in pieces:
-                    trace.note_token()
-                    yield "token", Token(token=piece)
+        async with aclosing(_pieces(draft, said, deadline, trace)) as pieces:
+            async for piece in pieces:
+                trace.note_token()
+                yield "token", Token(token=piece)
         code = ""
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
@@ -221,20 +220,18 @@ def _check(clients: Clients, question: Question) -> None:
     guards.refuse_secrets(question.text)
 
 
-async def _admitted(
-    clients: Clients, quota: Quota | None, text: str, admit: Callable[[], Awaitable[Opened]], trace: Trace
-) -> tuple[Opened, list[float]]:
-    """What `admit` gives, and the question's vector; a visitor's is asked for after he is admitted."""
+@contextmanager
+def _embedding(
+    clients: Clients, quota: Quota | None, text: str, trace: Trace
+) -> Iterator[Callable[[], Awaitable[list[float]]]]:
+    """How to get the question's vector, which is asked for while the caller is admitted; a visitor's only after."""
     if quota and not quota.user:
-        with trace.step("count"):
-            opened = await admit()
-        return opened, await _embed(clients, text, trace)
+        yield lambda: _embed(clients, text, trace)
+        return
     embedding = asyncio.create_task(_embed(clients, text, trace))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused call never asks for it
     try:
-        with trace.step("count"):
-            opened = await admit()
-        return opened, await embedding
+        yield lambda: embedding
     finally:
         embedding.cancel()
 
@@ -278,16 +275,17 @@ async def _pieces(draft: Draft, said: Said, deadline: Deadline, trace: Trace) ->
         said.raw = draft.reply
         yield said.citations.hear(draft.reply)
     else:
-        async with aclosing(models.stream(draft.route, draft.messages, deadline, trace)) as parts:
-            async for part in parts:
-                if isinstance(part, Begun):
-                    said.begun, trace.facts["attempts"] = part.model, part.attempts
-                elif isinstance(part, Spent):
-                    said.spent = part
-                else:
-                    said.raw += part
-                    if piece := said.citations.hear(part):
-                        yield piece
+        with trace.step("model"):
+            async with aclosing(models.stream(draft.route, draft.messages, deadline, trace)) as parts:
+                async for part in parts:
+                    if isinstance(part, Begun):
+                        said.begun, trace.facts["attempts"] = part.model, part.attempts
+                    elif isinstance(part, Spent):
+                        said.spent = part
+                    else:
+                        said.raw += part
+                        if piece := said.citations.hear(part):
+                            yield piece
     if rest := said.citations.rest():
         yield rest
     if failure := _failure(draft, said):
@@ -308,7 +306,7 @@ async def _charged_if_failed(clients: Clients, draft: Draft, trace: Trace) -> As
 
 async def _close(clients: Clients, draft: Draft, said: Said, trace: Trace, error_code: str | None = None) -> None:
     """Charge the call, and keep a whole answer of the model it was meant for."""
-    trace.facts |= {"model": draft.model, **quotas.facts(draft.spent)}
+    trace.facts |= {"model": draft.model or trace.facts.get("model"), **quotas.facts(draft.spent)}
     closing = quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, draft.model, error_code)
     with trace.step("close"):
         if draft.key and draft.model == draft.route.chain[0].name and not error_code:

@@ -228,7 +228,7 @@ async def _first(
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
     What is wrong with the request itself goes to the models that are there for it, one after the other, or to the
-    caller at once. A try that succeeds ends its span itself.
+    caller at once. A try that succeeds ends its span itself; the trace knows which model was asked last.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
     rests: list[float] = []
@@ -243,6 +243,7 @@ async def _first(
             left = deadline.remaining() * (SHARE if waiting else 1)
             left = min(left, model.facts.timeout_seconds or left)
             attempts += 1
+            trace.facts["model"] = model.name
             call = model_span("chat", model.provider, model.model, model.base_url)
             try:
                 async with asyncio.timeout(left):

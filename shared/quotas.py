@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from ipaddress import ip_address, ip_network
 from typing import Any
 from uuid import uuid4
@@ -121,14 +122,17 @@ async def close_call(
     model: str | None = None,
     error_code: str | None = None,
 ) -> None:
-    """Charge what a call has spent, now or by the queue when the database doesn't take it."""
+    """Charge what a call has spent, now or by the queue when the database doesn't take it.
+
+    Where no model has answered, the one that was asked last stands there.
+    """
     charge = Charge(
         call_id=call.id,
         function=FUNCTION,
         status="complete" if not error_code else "partial" if spent.usage.output_tokens else "failed",
         user_id=call.user_id,
         error_code=error_code,
-        model_version=model,
+        model_version=model or trace.facts.get("model"),
         latency_ms=latency_ms(trace),
         **tokens(spent),
     )
@@ -191,6 +195,11 @@ def facts(spent: Spent) -> dict[str, Any]:
     }
 
 
+def plain(figure: float) -> str:
+    """A figure as headers have it: every digit, and no exponent."""
+    return f"{Decimal(str(figure)).normalize():f}"
+
+
 def latency_ms(trace: Trace) -> int | None:
     """The time the models took, with all tries; None where none was asked."""
     return round(trace.timings["model"]) if "model" in trace.timings else None
@@ -201,9 +210,9 @@ def refuse(opened: Mapping[str, Any], trace: Trace) -> None:
     for kind, limit in (opened.get("limits") or {}).items():
         if limit:
             trace.headers |= {
-                f"x-ratelimit-limit-{kind}": str(limit["limit"]),
-                f"x-ratelimit-remaining-{kind}": str(limit["remaining"]),
-                f"x-ratelimit-reset-{kind}": str(limit["reset_seconds"]),
+                f"x-ratelimit-limit-{kind}": plain(limit["limit"]),
+                f"x-ratelimit-remaining-{kind}": plain(limit["remaining"]),
+                f"x-ratelimit-reset-{kind}": plain(limit["reset_seconds"]),
             }
     if opened.get("outcome") == "limited":
         raise RateLimited(TOO_OFTEN, opened["retry_after_seconds"])

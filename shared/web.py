@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared import auth, database, queue, settings, telemetry
+from shared import auth, database, queue, quotas, settings, telemetry
 from shared.clients import Clients, kept
 from shared.errors import (
     BodyTooLarge,
@@ -49,7 +49,7 @@ PREFLIGHT = [
     # What supabase-js, OpenAI's and tracing clients send, and this API's own.
     (
         b"access-control-allow-headers",
-        b"authorization, x-client-info, apikey, content-type, accept, idempotency-key, prefer, "
+        b"authorization, x-client-info, apikey, content-type, accept, cache-control, idempotency-key, prefer, "
         b"x-request-id, x-retry-count, traceparent, tracestate, baggage, openai-organization, openai-project, "
         + b", ".join(b"x-stainless-" + fact for fact in STAINLESS),
     ),
@@ -348,7 +348,7 @@ def _gateway_headers(trace: Trace) -> list[tuple[bytes, bytes]]:
         b"x-gateway-model": facts.get("model"),
         b"x-gateway-attempts": facts.get("attempts"),
         b"x-gateway-overhead-ms": f"{trace.overhead_ms():.1f}" if "attempts" in facts else None,
-        b"x-gateway-cost-usd": f"{facts['costUsd']:.8f}" if "costUsd" in facts else None,
+        b"x-gateway-cost-usd": quotas.plain(facts["costUsd"]) if "costUsd" in facts else None,
     }
     return [(name, str(value).encode()) for name, value in told.items() if value is not None]
 

@@ -12,6 +12,7 @@ import psycopg
 from supabase import Client, ClientOptions, create_client
 
 from infra.local.stack import Stack
+from tests.sql import put_on_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class User:
         """supabase-py in this user's name."""
         options = ClientOptions(headers={"Authorization": f"Bearer {self.token}"})
         return create_client(stack.url, stack.keys.publishable, options)
+
+    def put_on_plan(self, stack: Stack, **limits: Any) -> str:
+        """A plan of this user's own; gives its name."""
+        with psycopg.connect(stack.database_url) as connection:
+            return put_on_plan(connection, self.user_id, **limits)
 
     def ask(self, origin: str, message: str, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
         """POST a question to ai-finance at `origin`."""

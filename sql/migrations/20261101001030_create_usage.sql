@@ -117,7 +117,7 @@ revoke all on function private.summarize_model_calls() from public, anon;
 grant execute on function private.summarize_model_calls() to authenticated, service_role;
 
 -- The owner's view: cost, latency, error rate and feedback by model version and day; empty for everybody else. A call
--- that failed before any model had answered has no model version.
+-- that failed has the model that was asked last; one that asked none has none.
 create view public.model_usage with (security_invoker = true) as
 select
   day,

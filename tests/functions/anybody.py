@@ -99,11 +99,14 @@ def events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def learned(stack: Stack, *documents: dict[str, Any]) -> Iterator[str]:
-    """Documents in the knowledge, for as long as it lasts, under a category that only they have; gives it."""
+def learned(stack: Stack, *documents: dict[str, Any], origin: str = "") -> Iterator[str]:
+    """Documents in the knowledge, for as long as it lasts, under a category that only they have; gives it.
+
+    The functions at `origin` embed them, the stack's own where none is named.
+    """
     with a_category(stack) as category:
         put = [{"id": f"{category}/{number}", "category": category, **each} for number, each in enumerate(documents)]
-        answer = call(stack.url, server(stack), "/documents", put, "PUT")
+        answer = call(origin or stack.url, server(stack), "/documents", put, "PUT")
         assert answer.status_code == 200, answer.text
         yield category
 

@@ -154,7 +154,7 @@ def test_who_waits_long_enough_gets_the_answer_at_once(
     assert answered.status_code == 200
     assert (answered.json()["response"], answered.json()["usage"]) == ("".join(ANSWER), USAGE)
     assert answered.json()["sources"]
-    assert answered.headers["x-gateway-cost-usd"] == "0.00006700"
+    assert answered.headers["x-gateway-cost-usd"] == "0.000067"
     assert (slow.status_code, told["status"]) == (202, "complete")
 
 
