@@ -31,7 +31,7 @@ FILE = {
 TABLE: dict[str, dict[str, Any]] = {
     "*": {"output_usd": 2000},
     "priced:exactly": {"output_usd": 5000},
-    "one:hurried": {"timeout_seconds": 0.3},
+    "one:hurried": {"timeout_seconds": 1},
     "one:terse": {"max_tokens": 7},
     "one:talkative": {"max_tokens": 7000},
     "one:plain": {"system_prompt": False},
