@@ -139,7 +139,7 @@ async def prepare(
     _check(clients, question)
     with _embedding(clients, quota, question.text, trace) as vector:
         async with deadline.enforced():
-            route = await clients.router.route(quota.key if quota else "", wanted)
+            route = await clients.router.route(quota.person if quota else "", wanted)
             if answer_tokens:
                 route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
             with trace.step("count"):

@@ -85,9 +85,9 @@ class Route:
 
     def most(self, prompt_tokens: int) -> Spent:
         """What an answer can cost at most, by the dearest that may be asked for it."""
-        usage = Usage(prompt_tokens, self.answer_tokens)
+        said, thought = (Usage(prompt_tokens, self.answer_tokens, reasoning_tokens=n) for n in (0, self.answer_tokens))
         models = chain(self.chain, *self.detours.values())
-        return max((model.spent(usage) for model in models), key=lambda spent: spent.cost_usd)
+        return max((model.spent(usage) for model in models for usage in (said, thought)), key=lambda all: all.cost_usd)
 
     def ask(self, model: Model, messages: Sequence[Message], seconds: float) -> Ask:
         """The call as the model takes it. Raises `ProviderFailed` for what it can't read whole."""
@@ -197,7 +197,11 @@ async def stream(
                 part = part[: route.answer_characters - len(said)]
                 said += part
                 yield part
-            part = await _next(parts, deadline, route.stall_seconds)
+            try:
+                part = await _next(parts, deadline, route.stall_seconds)
+            except ModelUnavailable:
+                route.breakers.note(model.provider, has_failed=True)
+                raise
     if not said.strip():
         raise _ours(ProviderFailed(Failure.EMPTY))
     yield model.spent(usage or estimate(messages, said))

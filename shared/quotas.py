@@ -33,6 +33,11 @@ class Quota:
     calls_per_minute: int
     user: Caller | None = None
 
+    @property
+    def person(self) -> str:
+        """Who stays with one served version: the user, in every function, or a visitor's address."""
+        return self.user.auth_user_id if self.user else self.key
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

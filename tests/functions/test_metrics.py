@@ -125,14 +125,16 @@ def test_a_streams_first_token_is_timed(printing: Printing, stack: Stack, alice:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failure_counts_as_an_error_of_no_model(printing: Printing, alice: User, stream: bool) -> None:
+def test_a_failure_counts_as_an_error_of_the_model_that_was_asked_last(
+    printing: Printing, alice: User, stream: bool
+) -> None:
     request_id = asked(alice, printing, f"{QUESTION} [fail]", stream=stream)
 
     [blob] = printing.blobs(request_id)
     figures = printing.figures(request_id)
 
-    assert blob["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["function"]]
-    assert blob["code"] == "model_unavailable"
+    assert blob["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["function"], ["function", "model"]]
+    assert (blob["code"], blob["model"]) == ("model_unavailable", "stand-in")
     assert (figures["Errors"], figures["Attempts"], figures["OutputTokens"], figures["CostUsd"]) == (1, 3, 0, 0)
 
 

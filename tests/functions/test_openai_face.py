@@ -269,7 +269,7 @@ def test_tells_in_headers_what_every_answer_tells(visitor: OpenAI, tokens: dict[
     assert raw.request_id == "mine-1"
     assert raw.headers["x-gateway-model"] == "stand-in"
     assert raw.headers["x-gateway-attempts"] == "1"
-    assert raw.headers["x-gateway-cost-usd"] == "0.00006700"
+    assert raw.headers["x-gateway-cost-usd"] == "0.000067"
     assert raw.headers["access-control-allow-origin"] == "*"
 
 

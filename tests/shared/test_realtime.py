@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from infra.local import parts
 from infra.local.stack import Stack
@@ -189,7 +190,7 @@ async def test_all_payloads_go_in_one_request_with_the_secret_key(
         requests.append(request)
         return httpx.Response(202)
 
-    keyed = Settings.model_validate({**settings.model_dump(), "supabase_secret_key": key})
+    keyed = settings.model_copy(update={"supabase_secret_key": SecretStr(key)})
     async with httpx.AsyncClient(transport=httpx.MockTransport(accept)) as http:
         await realtime.broadcast(http, keyed, "user:5", "delta", PIECES)
 
