@@ -19,8 +19,8 @@ demo: $(INSTALLED) ## a real question, answered by ai-finance on the embedded st
 dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
 	@$(PYTHON) -m infra.local up
 
-test: $(INSTALLED) ## every test, in two processes with a stack each
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope
+test: $(INSTALLED) ## every test, in three processes with a stack each
+	$(PYTHON) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 bench: bench-retrieval bench-gateway ## every benchmark table, beside the rivals in the same run
 

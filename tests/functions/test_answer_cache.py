@@ -243,6 +243,8 @@ def test_a_page_may_say_how_the_cache_is_used(origin: str) -> None:
 def test_an_answer_is_kept_for_its_time_only(
     stack: Stack, origin: str, model: Scripted, category: str, visitor: Headers, marker: str
 ) -> None:
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute("delete from private.cached_answers")
     ask(origin, visitor, f"{QUESTION} {marker}", category=category)
     with psycopg.connect(stack.database_url) as connection:
         left = connection.execute("select max(expires_at) - now() from private.cached_answers").fetchone()

@@ -80,6 +80,8 @@ async def test_whoever_hears_anything_of_a_channel_is_let_in(
     config = {**PRIVATE, "presence": {"enabled": has_presence}}
     async with socket(stack) as raw:
         reply = await raw.join("room", access_token=token(stack, ADA, hears=hears), config=config)
+        if has_presence and "presence" in hears:
+            await raw.heard(event="presence_state")
 
     assert reply["status"] == "ok"
 
