@@ -327,8 +327,11 @@ begin
     select
       listed.id,
       max(listed.distance) as distance,
-      sum(listed.worth * (rank_constant + 1) / (rank_constant + listed.place))
-      / (select sum(lists.worth) from (select max(worth) as worth from listed group by list) as lists) as score
+      least(
+        1,  -- sums of fractions come out a little above it in some orders
+        sum(listed.worth * (rank_constant + 1) / (rank_constant + listed.place))
+        / (select sum(lists.worth) from (select max(worth) as worth from listed group by list) as lists)
+      ) as score
     from listed
     group by listed.id
   )
