@@ -321,9 +321,8 @@ def _failure(draft: Draft, said: Said) -> GatewayError | None:
 
 
 def _done(draft: Draft, citations: Citations, trace: Trace) -> CitedDone:
-    asked = "\n".join(
-        [*(turn.message for turn in draft.turns), draft.question.text]
-    )  # what was answered proves nothing
+    # Earlier answers prove nothing: they come from the client.
+    asked = "\n".join([*(turn.message for turn in draft.turns), draft.question.text])
     flags = grounding.unknown(citations.text, prompting.told(asked, draft.passages))
     return CitedDone(
         citations=citations.numbers,

@@ -239,17 +239,7 @@ async def keep(db: AsyncPostgrestClient, settings: Settings, closing: Closing, t
         await close_turn(db, closing)
     except Exception as error:  # whatever it is, the model has been paid: the answer goes out, the write comes later
         code = error.code if isinstance(error, GatewayError) else type(error).__name__
-        trace.facts |= {"write": await _put_off(settings, closing), "writeError": code}
-
-
-async def _put_off(settings: Settings, closing: Closing) -> str:
-    if not settings.queue_url:
-        return "lost"
-    try:
-        await queue.send(settings.queue_url, asdict(closing))
-    except Unavailable:
-        return "lost"
-    return "queued"
+        trace.facts |= {"write": await queue.put_off(settings.queue_url, asdict(closing)), "writeError": code}
 
 
 async def rate(db: AsyncPostgrestClient, conversation_id: int, feedback: int) -> None:

@@ -99,7 +99,7 @@ async def consume(delivery: Delivery) -> None:
         await _finish(clients, _work(body["work"]), delivery)
     elif "job" in body:
         if not await settle_job(clients, str(body["job"])):
-            await queue.send(clients.settings.queue_url or "", {"job": body["job"]}, LOOK_SECONDS)
+            await _send(clients, {"job": body["job"]}, LOOK_SECONDS)
     elif "charge" in body:
         await quotas.charge_now(clients.http, clients.settings, quotas.Charge(**body["charge"]))
     else:
@@ -132,11 +132,11 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
     job = await database.call(db, "find_job", {"token": token})
     if not job or wire not in (None, clients.router.wire(job["provider"])):
         raise NotFound("There is no such job.")
-    work, job_id = _work(job["work"]), job["job_id"] or job_id
-    model, trace = clients.router.named(job["model"]), Trace(str(uuid4()))
+    work, job_id, trace = _work(job["work"]), job["job_id"] or job_id, Trace(str(uuid4()))
+    route = await clients.router.route(work.user_key, work.wanted)
+    model = clients.router.named(job["model"])  # after the route, for which the served versions are looked up
     if await conversations.claim_turn(db, work.draft.turn, JOB_CALL_SECONDS) is None:
         return True
-    route = await clients.router.route(work.user_key, work.wanted)
     said = None
     try:
         if model is None or model.chat.collect is None or not job_id:
@@ -148,7 +148,8 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
             raise ProviderFailed(Failure.LATE)
         text = said and models.said_text(route, said)
     except ProviderFailed as failed:
-        clients.router.breakers.note(job["provider"], has_failed=failed.failure in models.OF_THE_PROVIDER)
+        if failed.failure in models.OF_THE_PROVIDER:
+            clients.router.breakers.note(job["provider"], has_failed=True)
         await _pass_on(clients, replace(work, refused=(*work.refused, job["model"])), route, trace)
         return True
     if not said or not text or not model:
@@ -162,11 +163,11 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
 
 
 async def _defer(clients: Clients, work: Work, trace: Trace) -> None:
-    db, settings = database.as_gateway(clients.http, clients.settings), clients.settings
+    db = database.as_gateway(clients.http, clients.settings)
     async with answering.kept_if_failed(clients, work.draft.turn, trace):
         with trace.step("defer"):
             await conversations.defer_turn(db, work.draft.turn, HOLD_SECONDS)
-            await queue.send(settings.queue_url or "", {"work": _json(work)})
+            await _send(clients, {"work": _json(work)})
 
 
 async def _wait(
@@ -256,7 +257,7 @@ async def _left_alone(clients: Clients, work: Work, route: Route) -> bool:
             return False  # the chain knows what to do with that
         await database.call(db, "name_job", {"token": job["token"], "job_id": job_id})
     await conversations.claim_turn(db, work.draft.turn, 0)
-    await queue.send(settings.queue_url or "", {"job": job["token"]}, LOOK_SECONDS)
+    await _send(clients, {"job": job["token"]}, LOOK_SECONDS)
     return True
 
 
@@ -269,7 +270,7 @@ async def _pass_on(clients: Clients, work: Work, route: Route, trace: Trace) -> 
         return
     db = database.as_gateway(clients.http, clients.settings)
     await conversations.defer_turn(db, work.draft.turn, HOLD_SECONDS)
-    await queue.send(clients.settings.queue_url or "", {"work": _json(work)})
+    await _send(clients, {"work": _json(work)})
 
 
 async def _broadcast(clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace) -> None:
@@ -289,6 +290,10 @@ async def _tell(clients: Clients, turn: Turn, event: str, part: Wire) -> None:
     payload = {"conversationId": turn.conversation_id, **part.model_dump(by_alias=True, mode="json")}
     with suppress(Unavailable):
         await realtime.broadcast(clients.http, clients.settings, f"user:{turn.user_id}", event, [payload])
+
+
+async def _send(clients: Clients, body: Mapping[str, Any], delay_seconds: int = 0) -> None:
+    await queue.send(clients.settings.queue_url or "", body, delay_seconds)  # without one nothing is deferred
 
 
 async def _cancel(model: Model, ask: Ask, job_id: str) -> None:

@@ -30,6 +30,17 @@ async def send(queue_url: str, body: Mapping[str, Any], delay_seconds: int = 0) 
     await asyncio.to_thread(_send, queue_url, json.dumps(body), delay_seconds)
 
 
+async def put_off(queue_url: str | None, body: Mapping[str, Any]) -> str:
+    """Send a write that the database didn't take; what has become of it, for the log."""
+    if not queue_url:
+        return "lost"
+    try:
+        await send(queue_url, body)
+    except Unavailable:
+        return "lost"
+    return "queued"
+
+
 def is_delivery(event: Event) -> bool:
     """Whether a Lambda event is a batch of queue messages."""
     records = event.get("Records") or [{}]

@@ -13,7 +13,7 @@ from postgrest import AsyncPostgrestClient
 
 from shared import database, queue
 from shared.auth import Anybody, ApiKey, Caller
-from shared.errors import DatabaseUnavailable, GatewayError, QuotaExhausted, RateLimited, Unavailable
+from shared.errors import DatabaseUnavailable, GatewayError, QuotaExhausted, RateLimited
 from shared.models import Spent
 from shared.settings import Settings
 from shared.telemetry import Trace
@@ -145,7 +145,8 @@ async def close_call(
         await charge_now(http, settings, charge)
     except Exception as error:  # the answer is there, and so is what it cost
         code = error.code if isinstance(error, GatewayError) else type(error).__name__
-        trace.facts |= {"write": await _put_off(settings, charge), "writeError": code}
+        write = await queue.put_off(settings.queue_url, {"charge": asdict(charge)})
+        trace.facts |= {"write": write, "writeError": code}
 
 
 async def charge_now(http: httpx.AsyncClient, settings: Settings, charge: Charge) -> None:
@@ -226,16 +227,6 @@ def refuse(opened: Mapping[str, Any], trace: Trace) -> None:
         raise QuotaExhausted(
             f"Your plan has not enough {means} left for another answer.", opened["retry_after_seconds"]
         )
-
-
-async def _put_off(settings: Settings, charge: Charge) -> str:
-    if not settings.queue_url:
-        return "lost"
-    try:
-        await queue.send(settings.queue_url, {"charge": asdict(charge)})
-    except Unavailable:
-        return "lost"
-    return "queued"
 
 
 def _quota(

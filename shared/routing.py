@@ -100,25 +100,26 @@ class Router:
     async def known(self) -> dict[str, Model]:
         """The models a request may ask for, by the names it may use."""
         await self._look()
-        return {name: model for name in self.names() if (model := self.named(name))}
+        return self._known()
 
     def named(self, name: str) -> Model | None:
         """An allowed or served model by the name that answers have."""
-        return {**{version.model.name: version.model for version in self.versions}, **self.allowed}.get(name)
+        return self._known().get(name)
 
     def wire(self, provider: str) -> str | None:
         """What a provider of the table speaks."""
         row = (PROVIDERS | (self.settings.model_providers or {})).get(provider)
         return row.wire if row else None
 
-    def names(self) -> list[str]:
-        """The names a request may ask for."""
-        return list(dict.fromkeys([*self.allowed, *(version.model.name for version in self.versions)]))
+    def _known(self) -> dict[str, Model]:
+        """The allowed models first, which no version of the same name replaces."""
+        served = {version.model.name: version.model for version in self.versions}
+        return {**self.allowed, **served, **self.allowed}
 
     def _allowed(self, wanted: str) -> Model:
         model = self.named(wanted)
         if model is None:
-            raise UnknownModel(f"model: not one of {', '.join(self.names())}.")
+            raise UnknownModel(f"model: not one of {', '.join(self._known())}.")
         return model
 
     async def _look(self) -> None:

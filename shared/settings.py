@@ -23,15 +23,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import Misconfigured
 
+Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+Usd = Annotated[Decimal | None, Field(ge=0, allow_inf_nan=False)]
+
 
 class Provider(BaseModel):
     """A server of models: its address, without the path of a call, and its wire."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+    base_url: Url
     wire: Literal["openai", "replicate", "runpod"] = "openai"
-
-
-Usd = Annotated[Decimal | None, Field(ge=0, allow_inf_nan=False)]
 
 
 class ModelFacts(BaseModel):
@@ -42,7 +42,7 @@ class ModelFacts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))] | None = None
+    base_url: Url | None = None
     key_name: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     timeout_seconds: Annotated[float, Field(gt=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -52,10 +52,6 @@ class ModelFacts(BaseModel):
     cached_input_usd: Usd = None
     output_usd: Usd = None
     reasoning_usd: Usd = None
-
-
-def _without_slash(url: str | None) -> str | None:
-    return url.rstrip("/") if url else None
 
 
 def _read(path: str | None) -> bytes | None:
@@ -76,7 +72,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True)
 
-    supabase_url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+    supabase_url: Url
     supabase_publishable_key: str = Field(
         validation_alias=AliasChoices("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY")
     )
@@ -120,7 +116,7 @@ class Settings(BaseSettings):
     queue_url: str | None = None
     answer_tries: int = Field(3, ge=1)
     # ai-finance's address, for providers that call back, and the secret by which Replicate signs.
-    webhook_url: Annotated[str | None, Field(pattern=r"^https?://"), AfterValidator(_without_slash)] = None
+    webhook_url: Url | None = None
     replicate_webhook_secret: SecretStr | None = None
 
     message_characters: int = Field(4000, ge=1)

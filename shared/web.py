@@ -180,18 +180,15 @@ def create_handler(
 
     def handler(event: dict[str, Any], context: Any) -> Any:
         asyncio.set_event_loop(loop)
-        if work and queue.is_delivery(event):
-            seconds = context.get_remaining_time_in_millis() / 1000
-            return loop.run_until_complete(queue.consume(event, work, seconds))
-        return adapter(event, context)
-
-    def flushed(event: dict[str, Any], context: Any) -> Any:
         try:
-            return handler(event, context)
+            if work and queue.is_delivery(event):
+                seconds = context.get_remaining_time_in_millis() / 1000
+                return loop.run_until_complete(queue.consume(event, work, seconds))
+            return adapter(event, context)
         finally:
             telemetry.flush()
 
-    return flushed
+    return handler
 
 
 class Edge:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from infra.local.stack import Stack
+from tests.scripted_models import Models
 from tests.stand_ins import Model, serving
 from tests.users import User
 
@@ -19,6 +20,23 @@ def model() -> Iterator[Model]:
     with serving(stand_in.app()) as url:
         stand_in.url = url
         yield stand_in
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Models]:
+    """A server of many models, each of which may have a script."""
+    models = Models()
+    with serving(models.app()) as models.url:
+        yield models
+
+
+@pytest.fixture
+def models(server: Models) -> Models:
+    """The server, as if nobody had asked it anything."""
+    server.asked.clear()
+    server.scripts.clear()
+    server.held.clear()
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -18,27 +18,11 @@ from tests.functions.test_chain import QUESTION, refusing
 from tests.functions.test_failures import functions_behind
 from tests.functions.test_refusals import assert_refused
 from tests.scripted_models import Models
-from tests.stand_ins import ANSWER, Proxy, serving
+from tests.stand_ins import ANSWER, Proxy
 from tests.users import User
 
 BUSY = refusing(429, retry_after="60")  # a model that says so is asked once
 SHORT_SECONDS, LONG_SECONDS = 2, 60  # the rests
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Models]:
-    models = Models()
-    with serving(models.app()) as models.url:
-        yield models
-
-
-@pytest.fixture
-def models(server: Models) -> Models:
-    """The server, as if nobody had asked it anything."""
-    server.asked.clear()
-    server.scripts.clear()
-    server.held.clear()
-    return server
 
 
 @pytest.fixture(scope="module")

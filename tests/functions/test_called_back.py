@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -115,8 +115,7 @@ def fresh(place: Place) -> None:
     for log in (place.replicate.created, place.replicate.looked, place.replicate.canceled):
         log.clear()
     place.replicate.looks, place.replicate.status = 10**6, "succeeded"
-    place.queue.sqs.delete_queue(QueueUrl=place.queue.url)
-    place.queue.make()
+    place.queue.empty()
 
 
 @pytest.fixture
@@ -220,6 +219,30 @@ def test_a_call_that_never_comes_is_not_waited_for_for_ever(stack: Stack, place:
         told = poll(ann, place.origin, conversation_id)
 
     assert (told["status"], told["model"]) == ("complete", "near:meta/llama")
+
+
+def test_a_worker_that_has_just_started_knows_the_served_version_a_job_is_of(
+    stack: Stack, place: Place, ann: User
+) -> None:
+    name = uuid.uuid4().hex
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        database.execute(
+            "insert into public.model_metadata (model_name, version, provider, provider_model, is_active)"
+            " values (%s, '1', 'near', 'meta/tuned', true)",
+            [name],
+        )
+        try:
+            with stack.functions(**place.settings) as origin:
+                conversation_id, path = replace(place, origin=origin).deferred(ann)
+            place.replicate.looks = 0
+            place.queue.empty()  # of the question itself, which the worker before may not have taken off
+            place.queue.put(json.dumps({"job": path.rpartition("/")[2]}))
+            with stack.worker(**place.settings):
+                told = poll(ann, place.origin, conversation_id)
+        finally:
+            database.execute("delete from public.model_metadata where model_name = %s", [name])
+
+    assert (told["status"], told["model"]) == ("complete", f"{name}@1")
 
 
 def test_a_job_whose_time_is_over_is_cancelled_and_the_next_model_asked(stack: Stack, place: Place, ann: User) -> None:

@@ -43,6 +43,11 @@ class Queue:
     def make(self) -> None:
         self.sqs.create_queue(QueueName=self.name, Attributes={"VisibilityTimeout": "1"})
 
+    def empty(self) -> None:
+        """Make it anew: SQS purges a queue once a minute only."""
+        self.sqs.delete_queue(QueueUrl=self.url)
+        self.make()
+
     def take(self) -> list[str]:
         """The bodies of the messages that are there, which are gone then."""
         messages = self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=1)
@@ -82,8 +87,7 @@ def kept_queue(stack: Stack) -> Iterator[Queue]:
 @pytest.fixture(autouse=True)
 def queue(kept_queue: Queue) -> Queue:
     """The module's queue, with nothing on it."""
-    kept_queue.sqs.delete_queue(QueueUrl=kept_queue.url)
-    kept_queue.make()
+    kept_queue.empty()
     return kept_queue
 
 

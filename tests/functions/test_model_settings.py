@@ -49,25 +49,10 @@ DETOURS = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Models]:
-    models = Models()
-    with serving(models.app()) as models.url:
-        yield models
-
-
-@pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Models]:
     models = Models()
     with serving(models.app()) as models.url:
         yield models
-
-
-@pytest.fixture
-def models(server: Models) -> Models:
-    """The server, as if nobody had asked it anything."""
-    server.asked.clear()
-    server.scripts.clear()
-    return server
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests.functions.test_chain import NOBODY, QUESTION, refusing
 from tests.functions.test_failures import functions_behind
 from tests.functions.test_refusals import assert_refused
 from tests.scripted_models import Models
-from tests.stand_ins import ANSWER, Proxy, serving
+from tests.stand_ins import ANSWER, Proxy
 from tests.users import User
 
 ALLOWED = ["tuned:first", "spare:second", "more:third"]
@@ -64,21 +64,6 @@ def a_family(stack: Stack) -> Iterator[tuple[str, Callable[..., str]]]:
     finally:
         with psycopg.connect(stack.database_url) as connection:
             connection.execute("delete from public.model_metadata where model_name = %s", [name])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Models]:
-    models = Models()
-    with serving(models.app()) as models.url:
-        yield models
-
-
-@pytest.fixture
-def models(server: Models) -> Models:
-    """The server, as if nobody had asked it anything."""
-    server.asked.clear()
-    server.scripts.clear()
-    return server
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ INTERNAL, SERVER, CLIENT = 1, 2, 3
 FAILED = 2
 QUESTION = "What is TON token?"
 EVENT = Path(__file__).with_name("events") / "api_gateway_v2.json"
-needs_sdk = pytest.mark.skipif(not find_spec("opentelemetry.sdk"), reason="the extra `otel` isn't installed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,6 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-@needs_sdk
 def test_a_requests_spans_stand_under_the_callers_and_hold_no_text(
     stack: Stack, origin: str, collector: Collector, model: Model, alice: User, trace: str
 ) -> None:
@@ -169,7 +166,6 @@ def test_a_requests_spans_stand_under_the_callers_and_hold_no_text(
     assert f'"traceId":"{trace}"' in "".join(log.read_text() for log in stack.logs.glob("functions*.log"))
 
 
-@needs_sdk
 def test_calls_to_models_are_told_by_the_conventions(
     origin: str, collector: Collector, model: Model, alice: User, trace: str
 ) -> None:
@@ -202,7 +198,6 @@ def test_calls_to_models_are_told_by_the_conventions(
     )
 
 
-@needs_sdk
 def test_every_try_has_a_span_that_says_how_it_failed(
     origin: str, collector: Collector, alice: User, trace: str
 ) -> None:
@@ -220,7 +215,6 @@ def test_every_try_has_a_span_that_says_how_it_failed(
     assert named(spans, "model").attributes["error.type"] == "model_unavailable"
 
 
-@needs_sdk
 def test_a_streams_call_lasts_until_its_last_piece(origin: str, collector: Collector, alice: User, trace: str) -> None:
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     alice.ask(origin, f"{QUESTION} [drip]", headers, stream=True)
@@ -235,7 +229,6 @@ def test_a_streams_call_lasts_until_its_last_piece(origin: str, collector: Colle
     assert chat.attributes["gen_ai.usage.output_tokens"] == 9
 
 
-@needs_sdk
 @pytest.mark.parametrize(("how", "failure"), [("[break]", "model_unavailable"), ("", "cancelled")])
 def test_a_call_that_ends_too_soon_says_why(
     origin: str, collector: Collector, alice: User, trace: str, how: str, failure: str
@@ -251,7 +244,6 @@ def test_a_call_that_ends_too_soon_says_why(
     assert (chat.status, chat.attributes["error.type"]) == ((FAILED, ""), failure)
 
 
-@needs_sdk
 def test_a_path_that_is_none_of_ours_is_not_told(origin: str, collector: Collector, trace: str) -> None:
     secret = uuid.uuid4().hex
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
@@ -263,7 +255,6 @@ def test_a_path_that_is_none_of_ours_is_not_told(origin: str, collector: Collect
     assert secret.encode() not in b"".join(collector.bodies)
 
 
-@needs_sdk
 @pytest.mark.parametrize(("path", "name"), [("", "HTTP /ai-finance"), ("/none", "HTTP")])
 def test_a_method_that_is_none_names_no_span(
     origin: str, collector: Collector, trace: str, path: str, name: str
@@ -276,7 +267,6 @@ def test_a_method_that_is_none_names_no_span(
     assert (span.name, span.attributes["http.request.method"]) == (name, "_OTHER")
 
 
-@needs_sdk
 def test_a_trace_the_caller_does_not_record_is_not_sent(
     origin: str, collector: Collector, alice: User, trace: str
 ) -> None:
@@ -288,7 +278,6 @@ def test_a_trace_the_caller_does_not_record_is_not_sent(
     assert trace not in {span.trace for body in collector.bodies for span in read(body)}
 
 
-@needs_sdk
 def test_requests_that_are_served_at_once_keep_their_spans_apart(
     origin: str, collector: Collector, alice: User
 ) -> None:
@@ -304,7 +293,6 @@ def test_requests_that_are_served_at_once_keep_their_spans_apart(
         assert len([span for span in spans if span.kind == SERVER]) == 1
 
 
-@needs_sdk
 def test_lambda_sends_before_it_freezes(
     stack: Stack, model: Model, collector: Collector, knowledge: None, alice: User
 ) -> None:
@@ -317,7 +305,6 @@ def test_lambda_sends_before_it_freezes(
     assert servers == [1, 1]
 
 
-@needs_sdk
 def test_lambda_waits_for_no_collector_that_is_silent() -> None:
     async def hang(_: Request) -> Response:
         await asyncio.sleep(30)
