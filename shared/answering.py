@@ -23,6 +23,8 @@ from shared.retrieval import Passage
 from shared.telemetry import Trace
 from shared.wire import Answer, Done, Failure, Flag, Source, Sources, Token, TokenUsage, Wire
 
+HEAD_START_SECONDS = 0.001  # for the embedding's request, which takes longer than opening the turn
+
 
 class Ask(Wire):
     """A question to ai-finance; `broadcast` sends the pieces of an answer that comes later over Realtime."""
@@ -95,6 +97,7 @@ async def prepare(
     embedding = asyncio.create_task(_embed(clients, question.message, trace))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused turn never asks for it
     try:
+        await asyncio.wait([embedding], timeout=HEAD_START_SECONDS)
         async with deadline.enforced():
             route = await clients.router.route(caller.auth_user_id, question.model)
             with trace.step("open"):

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cache
+from http.cookiejar import CookieJar
 
 import httpx
 
+from shared import connections
 from shared.auth import Verifier
 from shared.embeddings import Embedder
 from shared.routing import Router
@@ -12,6 +14,13 @@ from shared.settings import Settings, load
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
 TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
+
+
+class Forgetful(CookieJar):
+    """Keeps no cookies: what one caller's request is answered with is nothing for the next one's."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +35,8 @@ class Clients:
 
     @classmethod
     def open(cls, settings: Settings) -> "Clients":
-        http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT)
+        http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT, cookies=Forgetful())
+        connections.send_at_once(http)
         return cls(
             settings=settings,
             http=http,

@@ -182,7 +182,7 @@ async def embed_query(embedder: Embedder, text: str) -> list[float]:
 
 
 async def _embed_and_remember(embedder: Embedder, text: str) -> "array[float]":
-    [vector] = await embed(embedder, [text], "query")
+    [vector] = await _embed_batch(embedder, [text], "query")
     embedder.recent[text] = array("d", vector)
     if len(embedder.recent) > RECENT_QUERIES:
         embedder.recent.popitem(last=False)
