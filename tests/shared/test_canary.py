@@ -10,7 +10,7 @@ import pytest
 from shared import canary
 from shared.canary import Decision
 
-DAYS, USERS_A_DAY, RUNS = 30, 50, 60
+DAYS, USERS_A_DAY, RUNS = 30, 50, 30
 
 
 @dataclass
