@@ -138,8 +138,8 @@ begin
   if foreign_columns is not null then
     raise invalid_parameter_value using message = format('no columns to register with: %s', foreign_columns);
   end if;
-  if given_status = 'failed' then
-    raise invalid_parameter_value using message = 'no version is registered as failed';
+  if given_status not in ('uploading', 'transferring', 'ready') then
+    raise invalid_parameter_value using message = format('no version is registered as %s', given_status);
   end if;
 
   perform private.queue_as_model(register_model.model_name);
@@ -229,7 +229,7 @@ set search_path = ''
 as $$
   select coalesce(
     (
-      select transfers.worker = has_transfer.worker
+      select transfers.worker is not distinct from has_transfer.worker
         or (has_transfer.worker is null and transfers.expires_at <= clock_timestamp())
       from private.transfers
       where transfers.model_id = has_transfer.model_id
@@ -310,8 +310,8 @@ as $$
 declare
   model public.model_metadata;
 begin
-  if note_transfer.status in ('ready', 'failed') then
-    raise invalid_parameter_value using message = 'finish_model and fail_model end a transfer';
+  if note_transfer.status not in ('uploading', 'transferring') then
+    raise invalid_parameter_value using message = format('no transfer is %s: it is under way', note_transfer.status);
   end if;
 
   select * into model from public.model_metadata as rows where rows.id = note_transfer.id for update;

@@ -106,6 +106,14 @@ def refusal(query: Any) -> str | None:
     return caught.value.code
 
 
+def refusal_message(query: Any) -> str:
+    """What a query or a call is refused with, in words; the embedded stack has one code for much of it."""
+    with pytest.raises(APIError) as caught:
+        query.execute()
+    assert caught.value.message
+    return caught.value.message
+
+
 def open_turn(api: Client, question: str = QUESTION, **arguments: Any) -> dict[str, Any]:
     """What `open_turn` answers the user of `api`."""
     turn: dict[str, Any] = rows(api.rpc("open_turn", {"question": question, **arguments}))
