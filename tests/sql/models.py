@@ -67,6 +67,10 @@ class Family:
         names = {model["name"]: model["weight"] for model in models}
         return {name.removeprefix(f"{self.name}@"): names[name] for name in names if name.startswith(f"{self.name}@")}
 
+    def listed(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = rows(self.service.rpc("list_models", {"model_name": self.name}))
+        return found
+
     def history(self, *columns: str) -> list[tuple[Any, ...]]:
         """What was done, the first first: the action and the version, and these columns."""
         query = self.service.table("model_history").select("*").eq("model_name", self.name).order("id")
