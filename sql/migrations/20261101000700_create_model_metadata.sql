@@ -116,6 +116,7 @@ revoke all on function private.keep_version() from public, anon, authenticated;
 create trigger keep_version before update on public.model_metadata
 for each row execute function private.keep_version();
 
+-- A version that has users stays until they have another.
 create function private.keep_served_version()
 returns trigger
 language plpgsql

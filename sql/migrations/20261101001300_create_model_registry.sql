@@ -60,6 +60,7 @@ $$;
 revoke all on function private.queue_as_model(text) from public, anon, authenticated;
 grant execute on function private.queue_as_model(text) to service_role;
 
+-- Writes down what was done with a version; gives the note's id.
 create function private.note_model(
   model_name text,
   version text,

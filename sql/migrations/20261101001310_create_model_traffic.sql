@@ -27,8 +27,8 @@ $$;
 revoke all on function private.canary_version(text) from public, anon, authenticated;
 grant execute on function private.canary_version(text) to service_role;
 
--- Sends a name's users to these two of its versions, and to no other: first nobody anywhere, for a name has one active
--- version and one canary at any time. For those who have queued.
+-- Sends a name's users to these two of its versions, and to no other: the others lose theirs first, for a name has one
+-- active version and one canary at any time. For those who have queued.
 create function private.send_users(active_id bigint, canary_id bigint default null, weight double precision default 0)
 returns void
 language sql
@@ -41,7 +41,6 @@ as $$
     and (rows.is_active or rows.traffic_weight > 0)
     and rows.id <> active_id and rows.id is distinct from canary_id;
 
-  -- The canary that becomes active, or the active one that gives way.
   update public.model_metadata set traffic_weight = 1 - weight, is_active = true where id = active_id;
   update public.model_metadata set traffic_weight = weight where id = canary_id
 $$;
