@@ -32,6 +32,7 @@ comment on column public.model_calls.expires_at is 'After this whoever reserved 
 create index model_calls_user_id_created_at_idx on public.model_calls (user_id, created_at);
 create index model_calls_reserved_idx on public.model_calls (user_id, expires_at) where state = 'reserved';
 create index model_calls_created_at_idx on public.model_calls (created_at);
+create index model_calls_model_version_created_at_idx on public.model_calls (model_version, created_at);
 create index model_calls_conversation_id_idx on public.model_calls (conversation_id);
 
 alter table public.model_calls enable row level security;

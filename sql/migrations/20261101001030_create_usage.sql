@@ -53,9 +53,42 @@ $$;
 revoke all on function public.describe_usage() from public, anon;
 grant execute on function public.describe_usage() to authenticated;
 
--- Every model's figures by day, for admins, the gateway and the database's owner. Security definer, because nobody's
--- conversations are open to an admin, and feedback stands in them; what leaves here is counts. A thumb counts for the
+-- The calls that are over, each with the thumb its answer was given and the user who gave it: a thumb counts for the
 -- call whose answer stands.
+create view private.rated_calls with (security_invoker = true) as
+select
+  call.id,
+  call.user_id,
+  call.function,
+  call.status,
+  call.model_version,
+  call.input_tokens,
+  call.cached_tokens,
+  call.output_tokens,
+  call.reasoning_tokens,
+  call.is_estimated,
+  call.cost_usd,
+  call.latency_ms,
+  call.created_at,
+  conversation.feedback,
+  conversation.user_id as rated_by
+from public.model_calls as call
+left join public.conversations as conversation
+  on call.conversation_id = conversation.id and conversation.feedback <> 0
+  and call.id = (
+    select answering.id from public.model_calls as answering
+    where answering.conversation_id = conversation.id and answering.state = 'settled'
+      and answering.status = conversation.status
+      and answering.model_version is not distinct from conversation.model_version
+    order by answering.created_at desc
+    limit 1
+  )
+where call.state = 'settled';
+
+grant select on private.rated_calls to service_role;
+
+-- Every model's figures by day, for admins, the gateway and the database's owner. Security definer, because nobody's
+-- conversations are open to an admin, and feedback stands in them; what leaves here is counts.
 create function private.summarize_model_calls()
 returns table (
   day date,
@@ -95,21 +128,10 @@ as $$
     sum(call.cost_usd),
     percentile_cont(0.5) within group (order by call.latency_ms),
     percentile_cont(0.95) within group (order by call.latency_ms),
-    count(*) filter (where conversation.feedback = 1),
-    count(*) filter (where conversation.feedback = -1)
-  from public.model_calls as call
-  left join public.conversations as conversation
-    on conversation.id = call.conversation_id and conversation.feedback <> 0
-    and call.id = (
-      select answering.id from public.model_calls as answering
-      where answering.conversation_id = conversation.id and answering.state = 'settled'
-        and answering.status = conversation.status
-        and answering.model_version is not distinct from conversation.model_version
-      order by answering.created_at desc
-      limit 1
-    )
-  where call.state = 'settled'
-    and ((select private.is_admin()) or current_setting('role', true) in ('service_role', 'none'))
+    count(*) filter (where call.feedback = 1),
+    count(*) filter (where call.feedback = -1)
+  from private.rated_calls as call
+  where (select private.is_admin()) or current_setting('role', true) in ('service_role', 'none')
   group by 1, 2, 3
 $$;
 

@@ -19,6 +19,7 @@ from tests.functions.test_deferred import LATER, QUESTION, Queue, model_calls, p
 from tests.functions.test_refusals import assert_refused
 from tests.replicate_stand_in import Replicate
 from tests.runpod_stand_in import JOB, RunPod
+from tests.sql import put_versions, retire
 from tests.stand_ins import ANSWER, USAGE, Model, serving
 from tests.users import User
 
@@ -226,11 +227,7 @@ def test_a_worker_that_has_just_started_knows_the_served_version_a_job_is_of(
 ) -> None:
     name = uuid.uuid4().hex
     with psycopg.connect(stack.database_url, autocommit=True) as database:
-        database.execute(
-            "insert into public.model_metadata (model_name, version, provider, provider_model, is_active)"
-            " values (%s, '1', 'near', 'meta/tuned', true)",
-            [name],
-        )
+        put_versions(database, name, {"1": {"provider": "near", "provider_model": "meta/tuned", "is_active": True}})
         try:
             with stack.functions(**place.settings) as origin:
                 conversation_id, path = replace(place, origin=origin).deferred(ann)
@@ -240,7 +237,7 @@ def test_a_worker_that_has_just_started_knows_the_served_version_a_job_is_of(
             with stack.worker(**place.settings):
                 told = poll(ann, place.origin, conversation_id)
         finally:
-            database.execute("delete from public.model_metadata where model_name = %s", [name])
+            retire(database, name)
 
     assert (told["status"], told["model"]) == ("complete", f"{name}@1")
 

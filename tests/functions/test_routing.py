@@ -2,15 +2,14 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
-from psycopg import sql
 from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,6 +24,7 @@ from tests.functions.test_chain import NOBODY, QUESTION, refusing
 from tests.functions.test_failures import functions_behind
 from tests.functions.test_refusals import assert_refused
 from tests.scripted_models import Models
+from tests.sql import put_versions, retire
 from tests.stand_ins import ANSWER, Proxy
 from tests.users import User
 
@@ -46,40 +46,47 @@ class Watched(Proxy):
 
 
 @contextmanager
-def a_family(stack: Stack) -> Iterator[tuple[str, Callable[..., str]]]:
-    """A model's name, and what adds versions of it to `model_metadata`, which go in the end."""
-    name = uuid.uuid4().hex
-
-    def put(version: str, **columns: Any) -> str:
-        row = {"model_name": name, "version": version, "is_active": True} | columns
-        insert = sql.SQL("insert into public.model_metadata ({}) values ({})").format(
-            sql.SQL(", ").join(map(sql.Identifier, row)), sql.SQL(", ").join(map(sql.Placeholder, row))
-        )
-        with psycopg.connect(stack.database_url) as connection:
-            connection.execute(insert, row)
-        return f"{name}@{version}"
-
-    try:
-        yield name, put
-    finally:
-        with psycopg.connect(stack.database_url) as connection:
-            connection.execute("delete from public.model_metadata where model_name = %s", [name])
+def a_family(stack: Stack, versions: Mapping[str, Mapping[str, Any]], name: str | None = None) -> Iterator[str]:
+    """A model's name, with these versions of it in `model_metadata`, which go in the end."""
+    name = name or uuid.uuid4().hex
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        put_versions(connection, name, versions)
+        try:
+            yield name
+        finally:
+            retire(connection, name)
 
 
 @pytest.fixture(scope="module")
 def family(stack: Stack) -> Iterator[str]:
-    """A model's name: two versions of it are served to those who have its provider, and others are not."""
-    with a_family(stack) as (name, put):
-        for version, weight in WEIGHTS.items():
-            put(version, provider="tuned", provider_model=version, traffic_weight=weight)
-        put("weightless", provider="tuned", provider_model="weightless", traffic_weight=0)
-        put("retired", provider="tuned", provider_model="retired", is_active=False)
-        put("homeless", provider_model="homeless", traffic_weight=9)
-        put("nameless", provider="tuned", traffic_weight=9)
-        put("unknown", provider=uuid.uuid4().hex, provider_model="unknown", traffic_weight=9)
-        put("keyless", provider="groq", provider_model="keyless", traffic_weight=9)
-        put("twin", provider="tuned", provider_model="first", traffic_weight=1e-9)
-        yield name
+    """A model's name: two versions of it are served to those who have its provider, and others are not.
+
+    Of models that are called after it, a version can't be asked; but for the canary `twin`, who gets next to no users.
+    """
+    versions: dict[str, dict[str, Any]] = {
+        "small": {"traffic_weight": WEIGHTS["small"]},
+        "large": {"traffic_weight": WEIGHTS["large"], "is_active": True},
+        "weightless": {"traffic_weight": 0},
+        "retired": {},
+    }
+    active: dict[str, dict[str, Any]] = {
+        "homeless": {"provider": None},
+        "nameless": {"provider_model": None},
+        "unknown": {"provider": uuid.uuid4().hex},
+        "keyless": {"provider": "groq"},
+    }
+    twins = {
+        "keyless": {"provider": "groq", "provider_model": "any", "traffic_weight": 1 - 1e-9, "is_active": True},
+        "twin": {"provider": "tuned", "provider_model": "first", "traffic_weight": 1e-9},
+    }
+    with ExitStack() as families:
+        asked = {name: {"provider": "tuned", "provider_model": name, **columns} for name, columns in versions.items()}
+        family = families.enter_context(a_family(stack, asked))
+        for name, columns in active.items():
+            unasked = {"provider": "tuned", "provider_model": name, "is_active": True, **columns}
+            families.enter_context(a_family(stack, {name: unasked}, f"{family}-{name}"))
+        families.enter_context(a_family(stack, twins, f"{family}-twin"))
+        yield family
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +183,7 @@ def test_a_version_that_is_in_the_chain_is_not_asked_there_again(
 ) -> None:
     models.scripts = {"first": [refusing(401)]}
 
-    answer = alice.ask(origin, QUESTION, model=f"{family}@twin").json()
+    answer = alice.ask(origin, QUESTION, model=f"{family}-twin@twin").json()
 
     assert answer["model"] == "spare:second"
     assert [body["model"] for body in models.asked] == ["first", "second"]
@@ -185,11 +192,16 @@ def test_a_version_that_is_in_the_chain_is_not_asked_there_again(
 def test_the_chain_answers_where_no_version_can_be_asked(
     stack: Stack, alice: User, models: Models, knowledge: None
 ) -> None:
-    with a_family(stack) as (_, put):
-        put("unknown", provider=uuid.uuid4().hex, provider_model="unknown")
-        put("keyless", provider="groq", provider_model="keyless")
-        with stack.functions(**PLAIN, **models.providers("spare", "more")) as origin:
-            answer = alice.ask(origin, QUESTION).json()
+    unknown, keyless = (
+        {"1": {"provider": provider, "provider_model": "1", "is_active": True}}
+        for provider in (uuid.uuid4().hex, "groq")
+    )
+    with (
+        a_family(stack, unknown),
+        a_family(stack, keyless),
+        stack.functions(**PLAIN, **models.providers("spare", "more")) as origin,
+    ):
+        answer = alice.ask(origin, QUESTION).json()
 
     assert (answer["response"], answer["model"]) == ("".join(ANSWER), "spare:first")
 
@@ -238,7 +250,7 @@ def test_the_chain_takes_over_from_a_named_model_that_fails(origin: str, alice: 
 def test_a_model_that_is_not_allowed_is_refused_before_anything_is_kept_or_charged(
     stack: Stack, origin: str, alice: User, models: Models, family: str
 ) -> None:
-    for name in ("spare:forbidden", "first", "own:first", *(f"{family}@{each}" for each in ("weightless", "keyless"))):
+    for name in ("spare:forbidden", "first", "own:first", f"{family}@weightless", f"{family}-keyless@keyless"):
         key = uuid.uuid4().hex
         spent = alice.call(origin, "GET", "/usage").json()
         refused = alice.ask(origin, QUESTION, {"Idempotency-Key": key}, model=name)
@@ -247,7 +259,7 @@ def test_a_model_that_is_not_allowed_is_refused_before_anything_is_kept_or_charg
         for answer in (refused, refused_too):
             message = assert_refused(answer, 422, "invalid_request")
             listed = message.removeprefix("model: not one of ").removesuffix(".").split(", ")
-            assert listed == [*ALLOWED, *(f"{family}@{served}" for served in [*WEIGHTS, "twin"])]
+            assert listed == [*ALLOWED, *(f"{family}@{served}" for served in WEIGHTS), f"{family}-twin@twin"]
         assert alice.client(stack).table("conversations").select("id").eq("idempotency_key", key).execute().data == []
         assert alice.call(origin, "GET", "/usage").json() == spent
     assert models.asked == []
@@ -309,8 +321,8 @@ def test_changes_of_the_rows_are_seen_within_seconds_without_a_look_at_every_cal
     proxy, origin = watched
     started, looks, proxy.refused = time.monotonic(), proxy.looks, "nothing"
 
-    with a_family(stack) as (_, put):
-        added = put("1", provider="late", provider_model="1")
+    with a_family(stack, {"1": {"provider": "late", "provider_model": "1", "is_active": True}}) as name:
+        added = f"{name}@1"
         until(lambda: versions_of(origin, [alice]) == [added])
         proxy.refused, refusals = "/rpc/gateway_state", proxy.refusals
         until(lambda: versions_of(origin, [alice]) and proxy.refusals > refusals)

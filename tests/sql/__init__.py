@@ -1,6 +1,6 @@
 """The schema from outside: supabase-py as an app, a user or the gateway would use it, and SQL to look behind it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -70,6 +70,25 @@ def put_on_plan(database: psycopg.Connection, user_id: int, **limits: Any) -> st
     return name
 
 
+def put_versions(database: psycopg.Connection, model_name: str, versions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Versions of a model with these columns, all at once, as its active one and its canary need it."""
+    with database.transaction():
+        for version, columns in versions.items():
+            row = {"model_name": model_name, "version": version, **columns}
+            insert = sql.SQL("insert into public.model_metadata ({}) values ({})").format(
+                sql.SQL(", ").join(map(sql.Identifier, row)), sql.SQL(", ").join(map(sql.Placeholder, row))
+            )
+            database.execute(insert, row)
+
+
+def retire(database: psycopg.Connection, model_name: str) -> None:
+    """Delete a model's versions; no test of those that follow is answered by one of them."""
+    database.execute(
+        "update public.model_metadata set is_active = false, traffic_weight = null where model_name = %s", [model_name]
+    )
+    database.execute("delete from public.model_metadata where model_name = %s", [model_name])
+
+
 def padded(*numbers: float) -> list[float]:
     """A vector of the columns' length."""
     return [*numbers, *[0.0] * (1536 - len(numbers))]
@@ -85,6 +104,14 @@ def refusal(query: Any) -> str | None:
     with pytest.raises(APIError) as caught:
         query.execute()
     return caught.value.code
+
+
+def refusal_message(query: Any) -> str:
+    """What a query or a call is refused with, in words; the embedded stack has one code for much of it."""
+    with pytest.raises(APIError) as caught:
+        query.execute()
+    assert caught.value.message
+    return caught.value.message
 
 
 def open_turn(api: Client, question: str = QUESTION, **arguments: Any) -> dict[str, Any]:

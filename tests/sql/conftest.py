@@ -11,7 +11,8 @@ import pytest
 from supabase import Client, ClientOptions, create_client
 
 from infra.local.stack import Stack
-from tests.sql import Shelf, rows, sign_up
+from tests.sql import Shelf, retire, rows, sign_up
+from tests.sql.models import Family
 from tests.users import User
 
 
@@ -111,3 +112,11 @@ def no_model_in_use(database: psycopg.Connection) -> Iterator[None]:
     database.execute("delete from private.knowledge_base")
     for row in kept:
         database.execute("insert into private.knowledge_base (embedding_model) values (%s)", row)
+
+
+@pytest.fixture
+def family(service: Client, database: psycopg.Connection) -> Iterator[Family]:
+    """A model of the test's own."""
+    family = Family(service, uuid4().hex)
+    yield family
+    retire(database, family.name)

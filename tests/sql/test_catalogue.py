@@ -19,9 +19,9 @@ OURS = """
         select oid, relname as name, relkind as kind, relrowsecurity, reloptions from pg_class
         where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f');
     create temp view our_tables as select * from our_relations where kind in ('r', 'p');
-    create temp view private_tables as
-        select oid, relname as name, relrowsecurity from pg_class
-        where relnamespace = 'private'::regnamespace and relkind in ('r', 'p');
+    create temp view private_relations as
+        select oid, relname as name, relkind as kind, relrowsecurity, reloptions from pg_class
+        where relnamespace = 'private'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f');
     create temp view our_functions as
         select oid, oid::regprocedure::text as name, proconfig, prosecdef, pronamespace from pg_proc
         where pronamespace in ('public'::regnamespace, 'private'::regnamespace)
@@ -136,7 +136,7 @@ def test_every_view_asks_as_its_caller(database: psycopg.Connection) -> None:
     definers = names(
         database,
         """
-        select name from our_relations
+        select name from (table our_relations union all table private_relations) as relations
         where kind = 'm' or kind = 'v' and not coalesce(reloptions @> '{security_invoker=true}', false)
         """,
     )
@@ -145,10 +145,12 @@ def test_every_view_asks_as_its_caller(database: psycopg.Connection) -> None:
 
 
 def test_no_private_table_is_open(database: psycopg.Connection) -> None:
-    without_security = names(database, "select name from private_tables where not relrowsecurity")
+    without_security = names(
+        database, "select name from private_relations where kind in ('r', 'p') and not relrowsecurity"
+    )
     readable = names(
         database,
-        "select name from private_tables where has_any_column_privilege('authenticated', oid, 'select')"
+        "select name from private_relations where has_any_column_privilege('authenticated', oid, 'select')"
         " or has_any_column_privilege('anon', oid, 'select')",
     )
 
@@ -307,6 +309,18 @@ def test_the_match_functions_take_the_guides_arguments(
     found = database.execute(query.format(sql.Identifier(function), sql.SQL(named)), [str([0.1] * 1536)])
 
     assert [column.name for column in found.description or []] == ["id", "content", "similarity", "token_symbol"]
+
+
+def test_the_gateway_writes_history_and_changes_none(database: psycopg.Connection) -> None:
+    rights = names(
+        database,
+        """
+        select privilege from unnest(array['select', 'insert', 'update', 'delete', 'truncate']) as privilege
+        where has_table_privilege('service_role', 'public.model_history', privilege)
+        """,
+    )
+
+    assert rights == ["select", "insert"]
 
 
 def test_conversations_reach_realtime(database: psycopg.Connection) -> None:

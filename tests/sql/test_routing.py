@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from supabase import Client
 
-from tests.sql import rows
+from tests.sql import put_versions, retire, rows
 
 
 @pytest.fixture
@@ -19,17 +19,20 @@ def provider() -> str:
 
 
 @pytest.fixture
-def put_model(service: Client) -> Iterator[Callable[..., str]]:
-    """Adds a version of a model of the test's own; gives its name, as the gateway knows it."""
-    model_name = uuid4().hex
+def put_models(database: psycopg.Connection) -> Iterator[Callable[..., list[str]]]:
+    """Adds versions of a model of their own; gives their names, as the gateway knows them."""
+    model_names = []
 
-    def put(version: str, **columns: Any) -> str:
-        row = {"model_name": model_name, "version": version, "provider": "together", "provider_model": f"ton-{version}"}
-        service.table("model_metadata").insert({**row, **columns}).execute()
-        return f"{model_name}@{version}"
+    def put(*rows: dict[str, Any]) -> list[str]:
+        model_name = uuid4().hex
+        model_names.append(model_name)
+        standard = {"provider": "together", "provider_model": "ton"}
+        put_versions(database, model_name, {str(number): standard | row for number, row in enumerate(rows)})
+        return [f"{model_name}@{number}" for number in range(len(rows))]
 
     yield put
-    service.table("model_metadata").delete().eq("model_name", model_name).execute()
+    for model_name in model_names:
+        retire(database, model_name)
 
 
 def served(service: Client) -> dict[str, tuple[str, str, float]]:
@@ -58,27 +61,30 @@ def wake(database: psycopg.Connection, provider: str) -> None:
 
 
 def test_a_version_is_served_by_its_weight_or_because_it_is_active(
-    service: Client, put_model: Callable[..., str]
+    service: Client, put_models: Callable[..., list[str]]
 ) -> None:
-    weighed = put_model("1", traffic_weight=0.25)
-    active = put_model("2", is_active=True)
-    both = put_model("3", is_active=True, traffic_weight=0.5)
+    [alone] = put_models({"is_active": True, "provider_model": "ton-1"})
+    [active, canary, waiting] = put_models(
+        {"is_active": True, "traffic_weight": 0.75, "provider_model": "ton-2"},
+        {"traffic_weight": 0.25, "provider_model": "ton-3"},
+        {},
+    )
     not_served = [
-        put_model("4"),
-        put_model("5", is_active=True, traffic_weight=0),
-        put_model("6", is_active=True, provider=None),
-        put_model("7", is_active=True, provider_model=None),
+        waiting,
+        *put_models({"traffic_weight": 0}),
+        *put_models({"is_active": True, "provider": None}),
+        *put_models({"is_active": True, "provider_model": None}),
     ]
 
     found = served(service)
 
-    assert found[weighed] == ("together", "ton-1", 0.25)
-    assert found[active] == ("together", "ton-2", 1)
-    assert found[both] == ("together", "ton-3", 0.5)
+    assert found[alone] == ("together", "ton-1", 1)
+    assert found[active] == ("together", "ton-2", 0.75)
+    assert found[canary] == ("together", "ton-3", 0.25)
     assert not found.keys() & set(not_served)
 
 
-@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan, math.inf])
 def test_a_weight_is_a_share(database: psycopg.Connection, weight: float) -> None:
     row = [uuid4().hex, weight]
 

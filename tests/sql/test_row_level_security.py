@@ -35,13 +35,14 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "open_turns": ("conversation_id", {"expires_at": "2000-01-01T00:00:00Z"}),
     "training_data": ("id", {"output": "Send me your seed phrase."}),
     "model_metadata": ("id", {"is_active": True}),
+    "model_history": ("id", {"version": "1"}),
 }
 KNOWLEDGE: dict[str, dict[str, Any]] = {
     "documents": {"title": "Send me your seed phrase."},
     "finance_knowledge": {"content": "Send me your seed phrase."},
     "finance_embeddings": {"content": "Send me your seed phrase."},
 }
-MODELS = ["training_data", "model_metadata"]
+MODELS = ["training_data", "model_metadata", "model_history"]
 ADMINS_CALLS = ["put_documents", "stage_embeddings", "add_embeddings", "use_embedding_model"]
 TURN: dict[str, Any] = {"conversation_id": 1, "user_id": 1, "thread_id": str(uuid4()), "attempt": str(uuid4())}
 GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
@@ -64,6 +65,17 @@ GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     },
     "name_job": {"token": str(uuid4()), "job_id": "any"},
     "find_job": {"token": str(uuid4())},
+    "register_model": {"model_name": "any"},
+    "claim_transfer": {"id": 1, "worker": str(uuid4()), "lease_seconds": 900},
+    "note_transfer": {"id": 1, "progress": {}},
+    "finish_model": {"id": 1, "files": [], "sha256": "0" * 64, "size_bytes": 0, "storage_path": "any"},
+    "fail_model": {"id": 1, "failure": "any"},
+    "activate_model": {"model_name": "any", "version": "v1"},
+    "roll_back_model": {"model_name": "any"},
+    "delete_model": {"model_name": "any", "version": "v1"},
+    "record_decision": {"model_name": "any", "version": "v1", "action": "kept"},
+    "canary_figures": {"model_name": "any"},
+    "list_models": {},
 }
 CALLS: dict[str, dict[str, Any]] = {
     **GATEWAYS_CALLS,
@@ -107,6 +119,10 @@ PRIVATE: dict[str, dict[str, Any]] = {
     "plan_of": {"caller_id": 1},
     "summarize_model_calls": {},
     "describe_conversation": {"conversation": {}},
+    "note_model": {"model_name": "any", "version": "v1", "action": "kept"},
+    "send_users": {"active_id": 1},
+    "has_transfer": {"model_id": 1, "worker": None},
+    "list_activations": {"model_name": "any"},
 }
 
 
@@ -136,9 +152,9 @@ def ben(stack: Stack, service: Client) -> Resident:
 
 @pytest.fixture(scope="module")
 def admin(admin: Client, service: Client) -> Client:
-    """The admin's client, with something to see in both of the admins' tables."""
+    """The admin's client, with something to see in each of the admins' tables."""
     service.table("training_data").insert({"instruction": QUESTION, "output": ANSWER}).execute()
-    service.table("model_metadata").insert({"model_name": uuid4().hex, "version": "1"}).execute()
+    service.rpc("register_model", {"model_name": uuid4().hex}).execute()
     return admin
 
 
