@@ -21,6 +21,17 @@ ROWS = """
         'created_at', created_at, 'updated_at', updated_at
     ) from storage.buckets
 """
+OPTIONAL = ("file_size_limit", "allowed_mime_types", "owner_id")
+INSERT = """
+    insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types, owner_id)
+    values (%(id)s, %(name)s, %(public)s, %(file_size_limit)s, %(allowed_mime_types)s, %(owner_id)s)
+"""
+UPDATE = """
+    update storage.buckets set
+        public = %(public)s, file_size_limit = %(file_size_limit)s, allowed_mime_types = %(allowed_mime_types)s,
+        updated_at = now()
+    where id = %(id)s
+"""
 SORTABLE = {"id", "name", "created_at", "updated_at"}
 
 
@@ -63,28 +74,38 @@ async def find(database: AsyncConnection, bucket_id: str) -> Bucket:
     return Bucket(*row)
 
 
-async def select(database: AsyncConnection) -> list[dict[str, Any]]:
-    """Every row the caller may see, as the API shows it."""
-    found = await database.execute(f"{ROWS} order by name")
+async def select(database: AsyncConnection, search: str = "") -> list[dict[str, Any]]:
+    """The rows the caller may see, as the API shows them, with `search` in their names."""
+    found = await database.execute(f"{ROWS} where strpos(name, %s) > 0 or %s = '' order by name", [search, search])
     return [row for (row,) in await found.fetchall()]
+
+
+async def read(database: AsyncConnection, bucket_id: str) -> dict[str, Any]:
+    """One row as the API shows it. Raises `StorageError` where there is none the caller may see."""
+    row = await (await database.execute(f"{ROWS} where id = %s", [bucket_id])).fetchone()
+    if row is None:
+        raise storage_errors.no_such_bucket()
+    bucket: dict[str, Any] = row[0]
+    return bucket
 
 
 async def insert(database: AsyncConnection, bucket_id: str, **columns: Any) -> None:
     """Raises `StorageError` for a name no bucket can have, and for one that is taken."""
-    if not NAME.fullmatch(bucket_id):
+    columns = {"name": bucket_id, "public": False, **columns, "id": bucket_id}
+    if not all(NAME.fullmatch(columns[each]) for each in ("id", "name")):
         raise StorageError(400, "InvalidBucketName", "Bucket name invalid", "Invalid Input")
     try:
-        await database.execute(
-            """
-            insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types, owner_id)
-            values (%(id)s, %(id)s, %(public)s, %(file_size_limit)s, %(allowed_mime_types)s, %(owner_id)s)
-            """,
-            {"public": False, "file_size_limit": None, "allowed_mime_types": None, "owner_id": None}
-            | columns
-            | {"id": bucket_id},
-        )
+        await database.execute(INSERT, dict.fromkeys(OPTIONAL) | columns)
     except UniqueViolation as error:
         raise storage_errors.already_exists("BucketAlreadyExists") from error
+
+
+async def update(database: AsyncConnection, bucket_id: str, changes: dict[str, Any]) -> None:
+    """Change those columns alone. Raises `StorageError` where there is no such bucket for the caller."""
+    row = await read(database, bucket_id)
+    changed = await database.execute(UPDATE, row | changes)
+    if not changed.rowcount:
+        raise storage_errors.no_such_bucket()
 
 
 async def delete(database: AsyncConnection, bucket_id: str, code: str = "ResourceNotEmpty") -> None:
@@ -96,3 +117,15 @@ async def delete(database: AsyncConnection, bucket_id: str, code: str = "Resourc
         raise StorageError(409, code, message) from error
     if not deleted.rowcount:
         raise storage_errors.no_such_bucket()
+
+
+def parsed_size(limit: int | str | None) -> int | None:
+    """Bytes, from a number or from a text like `20MB`. Raises `StorageError` for any other text."""
+    if limit is None or isinstance(limit, int):
+        return limit
+    if limit.isdecimal():
+        return int(limit)
+    size = SIZE.fullmatch(limit)
+    if size is None:
+        raise storage_errors.invalid("Invalid file size format, hint: use 20GB / 20MB / 30KB / 3B")
+    return int(float(size[1]) * UNITS[size[2].lower()])

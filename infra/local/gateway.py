@@ -18,12 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.local import access_tokens, auth_admin, s3_proxy
+from infra.local import access_tokens, auth_admin, storage
 from infra.local.auth_admin import AuthError
 from infra.local.forwarding import LIMITS, forward, streamed, whole
 from infra.local.keys import Keys
 from infra.local.object_store import ObjectStore
 from infra.local.realtime import Realtime
+from infra.local.storage_errors import StorageError, drained
 
 MEGABYTE = 1024 * 1024
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -116,7 +117,7 @@ def create(
                 routes=[WebSocketRoute("/websocket", realtime.websocket), *broadcasts],
                 middleware=[CORS, limited_to_10],
             ),
-            Mount("/storage/v1", routes=s3_proxy.routes(keys, pool, store), middleware=[CORS]),
+            Mount("/storage/v1", routes=storage.routes(keys, pool, store), middleware=[CORS]),
             Mount(
                 "/functions/v1",
                 routes=[Route("/{path:path}", functions, methods=METHODS)],
@@ -127,6 +128,7 @@ def create(
         exception_handlers={
             HTTPException: refused,
             AuthError: refused_by_auth,
+            StorageError: refused_by_storage,
             httpx.TimeoutException: timed_out,
             httpx.TransportError: unavailable,
             ClientDisconnect: abandoned,
@@ -172,6 +174,12 @@ async def refused(_request: Request, error: Exception) -> Response:
 
 async def refused_by_auth(_request: Request, error: Exception) -> Response:
     assert isinstance(error, AuthError)
+    return error.response()
+
+
+async def refused_by_storage(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    await drained(request)
     return error.response()
 
 

@@ -70,6 +70,30 @@ async def forget(database: AsyncConnection, bucket_id: str, names: Iterable[str]
     return [row for (row,) in await deleted.fetchall()]
 
 
+async def rename(database: AsyncConnection, row_id: str, bucket_id: str, name: str) -> None:
+    """Raises `StorageError` where the caller may not."""
+    renamed = await database.execute(
+        "update storage.objects set bucket_id = %s, name = %s, updated_at = now() where id = %s",
+        [bucket_id, name, row_id],
+    )
+    if not renamed.rowcount:
+        raise storage_errors.no_such_object()
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the API tells of one object."""
+    metadata = row["metadata"]
+    return {
+        **{column: row[column] for column in ("id", "name", "version", "bucket_id", "created_at")},
+        "size": metadata["size"],
+        "content_type": metadata["mimetype"],
+        "cache_control": metadata["cacheControl"],
+        "etag": metadata["eTag"],
+        "metadata": row["user_metadata"],
+        "last_modified": row["updated_at"],
+    }
+
+
 def user_metadata(stored: Mapping[str, str]) -> dict[str, str]:
     """The metadata that came over the S3 protocol."""
     return {key[len(METADATA) :]: value for key, value in stored.items() if key.startswith(METADATA)}

@@ -3,7 +3,7 @@
 import hashlib
 import html
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlencode
 from xml.sax.saxutils import escape
@@ -18,7 +18,6 @@ AUTHORIZATION = "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/s3/aws4_re
 PART_BYTES = 6 * 1024 * 1024  # S3 takes no smaller part but the last
 MOST_KEYS = 1000
 MOST_PARTS = 10_000
-Body = bytes | AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,10 @@ class ObjectStore:
         """The object's answer up to its body, which the caller closes; a range may be asked for in `headers`."""
         return await self.http.send(self._request("GET", bucket, name, headers=headers), stream=True)
 
-    async def copy(self, source: tuple[str, str], bucket: str, name: str, headers: Mapping[str, str]) -> None:
-        """Copy an object with all that is known of it; with headers, these instead."""
-        directive = {"x-amz-metadata-directive": "REPLACE"} if headers else {}
-        path = {"x-amz-copy-source": f"/{s3_name(source[0])}/{quote(source[1])}"}
-        await self._ask("PUT", bucket, name, headers={**path, **directive, **headers})
+    async def copy(self, source: tuple[str, str], bucket: str, name: str) -> None:
+        """Copy an object, its bucket and its name being the source, with all that is known of it."""
+        path = f"/{s3_name(source[0])}/{quote(source[1])}"
+        await self._ask("PUT", bucket, name, headers={"x-amz-copy-source": path})
 
     async def delete(self, bucket: str, names: Iterable[str]) -> None:
         """Delete objects; those that aren't there are no failure."""

@@ -17,7 +17,7 @@ from infra.local.buckets import Bucket
 from infra.local.forwarding import end_to_end, forward, streamed, whole
 from infra.local.keys import Keys
 from infra.local.object_store import AUTHORIZATION, ObjectStore, s3_name, values
-from infra.local.storage_errors import StorageError
+from infra.local.storage_errors import StorageError, drained
 
 PREFIX = "/storage/v1/s3"
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
@@ -32,6 +32,7 @@ def routes(keys: Keys, pool: AsyncConnectionPool, store: ObjectStore) -> list[Ro
             s3_signature.verify(request, keys)
             return await _answer(request, pool, store)
         except StorageError as refusal:
+            await drained(request)
             return refusal.xml()
 
     return [Route("/s3/{path:path}", answer, methods=METHODS), Route("/s3", answer, methods=METHODS)]

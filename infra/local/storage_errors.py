@@ -1,8 +1,10 @@
 """What the storage API refuses, in the real one's words and shapes: JSON, and XML for the S3 protocol."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from xml.sax.saxutils import escape
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 
@@ -30,6 +32,13 @@ class StorageError(Exception):
 
     def text(self, headers: Mapping[str, str]) -> Response:
         return Response(self.message, self.status, headers, media_type="text/plain")
+
+
+async def drained(request: Request) -> None:
+    """Read what the client still sends: it would see a broken connection in place of the refusal."""
+    with suppress(ClientDisconnect, RuntimeError):  # gone, or read to its end
+        async for _piece in request.stream():
+            pass
 
 
 def no_such_bucket() -> StorageError:
@@ -62,3 +71,7 @@ def invalid_key(name: str) -> StorageError:
 
 def invalid(message: str, code: str = "InvalidRequest", error: str | None = None) -> StorageError:
     return StorageError(400, code, message, error)
+
+
+def no_transformation() -> StorageError:
+    return StorageError(400, "FeatureNotEnabled", "Images are not transformed by the embedded stack")
