@@ -3,43 +3,31 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import uvicorn
 from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.local import access_tokens, auth_admin
+from infra.local import access_tokens, auth_admin, storage
 from infra.local.auth_admin import AuthError
+from infra.local.forwarding import LIMITS, forward, streamed, whole
 from infra.local.keys import Keys
+from infra.local.object_store import ObjectStore
 from infra.local.realtime import Realtime
+from infra.local.storage_errors import StorageError, drained
 
 MEGABYTE = 1024 * 1024
-# A function's silence is cut after 150 seconds, as on a hosted project. Node and uvicorn drop an idle
-# connection after five: it must be dropped here first, or a request meets one that is being closed.
-TIMEOUT = httpx.Timeout(150, connect=5)
-LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=2)
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-HOP_BY_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"proxy-authenticate",
-    b"proxy-authorization",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 # lite answers a preflight for a table only, and lets no other origin read what Auth says.
 CORS = Middleware(
@@ -60,6 +48,7 @@ def main() -> None:
         lite_url=environment["LITE_URL"],
         functions_url=environment["FUNCTIONS_URL"],
         database_url=environment["DATABASE_URL"],
+        aws_url=environment["AWS_ENDPOINT_URL"],
     )
     uvicorn.run(
         app,
@@ -74,12 +63,15 @@ def main() -> None:
 NAMED = {"application_name": "gateway"}
 
 
-def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, database_url: str) -> Starlette:
-    """The gateway in front of lite at `lite_url` and of the functions at `functions_url`."""
+def create(
+    keys: Keys, supabase_url: str, lite_url: str, functions_url: str, database_url: str, aws_url: str
+) -> Starlette:
+    """The gateway in front of lite at `lite_url`, of the functions at `functions_url`, of moto at `aws_url`."""
     http = httpx.AsyncClient(limits=LIMITS, trust_env=False)
     check = AsyncConnectionPool.check_connection  # after a restart of the database the old connections are dead
     pool = AsyncConnectionPool(database_url, min_size=1, max_size=4, open=False, check=check, kwargs=NAMED)
     realtime = Realtime(keys, database_url, pool)
+    store = ObjectStore(http, aws_url)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -89,18 +81,18 @@ def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, dat
             following.cancel()
 
     async def lite(request: Request) -> Response:
-        return _streamed(await _forward(request, http, lite_url))
+        return streamed(await forward(request, http, lite_url))
 
     async def functions(request: Request) -> Response:
-        return _streamed(await _forward(request, http, functions_url))
+        return streamed(await forward(request, http, functions_url))
 
     async def session(request: Request) -> Response:
-        answer = await _forward(request, http, lite_url)
+        answer = await forward(request, http, lite_url)
         body = await answer.aread()
         if answer.is_success:
             completed = await access_tokens.complete(json.loads(body), keys, f"{supabase_url}/auth/v1", pool)
             body = json.dumps(completed).encode()
-        return _whole(answer, body)
+        return whole(answer, body)
 
     sessions = [Route(f"/{name}", session, methods=["POST"]) for name in ("token", "signup", "verify")]
     anything = Route("/{path:path}", lite, methods=METHODS)
@@ -125,6 +117,7 @@ def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, dat
                 routes=[WebSocketRoute("/websocket", realtime.websocket), *broadcasts],
                 middleware=[CORS, limited_to_10],
             ),
+            Mount("/storage/v1", routes=storage.routes(keys, pool, store), middleware=[CORS]),
             Mount(
                 "/functions/v1",
                 routes=[Route("/{path:path}", functions, methods=METHODS)],
@@ -135,6 +128,7 @@ def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, dat
         exception_handlers={
             HTTPException: refused,
             AuthError: refused_by_auth,
+            StorageError: refused_by_storage,
             httpx.TimeoutException: timed_out,
             httpx.TransportError: unavailable,
             ClientDisconnect: abandoned,
@@ -143,7 +137,7 @@ def create(keys: Keys, supabase_url: str, lite_url: str, functions_url: str, dat
 
 
 async def index(_request: Request) -> Response:
-    services = ["/rest/v1", "/auth/v1", "/realtime/v1", "/functions/v1"]
+    services = ["/rest/v1", "/auth/v1", "/storage/v1", "/realtime/v1", "/functions/v1"]
     return _answer(200, {"message": "The embedded Supabase stack", "services": services})
 
 
@@ -183,6 +177,12 @@ async def refused_by_auth(_request: Request, error: Exception) -> Response:
     return error.response()
 
 
+async def refused_by_storage(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    await drained(request)
+    return error.response()
+
+
 async def unavailable(request: Request, _error: Exception) -> Response:
     message = f"What serves {request.url.path} is not answering"
     return _answer(503, {"message": message, "code": "upstream_unavailable"})
@@ -196,65 +196,6 @@ async def timed_out(request: Request, _error: Exception) -> Response:
 async def abandoned(_request: Request, _error: Exception) -> Response:
     """Nobody is left to read it; 499 is what nginx would log."""
     return Response(status_code=499)
-
-
-async def _forward(request: Request, http: httpx.AsyncClient, origin: str) -> httpx.Response:
-    """The upstream's answer up to its body. A client that leaves before it takes the upstream request along."""
-    has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
-    body_sent = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        async for piece in request.stream():
-            yield piece
-        body_sent.set()
-
-    async def client_leaves() -> None:
-        await body_sent.wait()
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    if not has_body:
-        body_sent.set()
-    # Built by hand: the client's `build_request` would add headers, and rewrite the path and the query.
-    target = request.scope["raw_path"] + b"?" * bool(request.scope["query_string"]) + request.scope["query_string"]
-    upstream = httpx.Request(
-        request.method,
-        origin,
-        headers=_end_to_end(request.headers.raw, b"host"),
-        content=body() if has_body else None,
-        extensions={"target": target, "timeout": TIMEOUT.as_dict()},
-    )
-    answering = asyncio.create_task(http.send(upstream, stream=True))
-    leaving = asyncio.create_task(client_leaves())
-    try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientDisconnect
-        return await answering
-    finally:
-        answering.cancel()
-        leaving.cancel()
-
-
-def _streamed(answer: httpx.Response) -> Response:
-    """The answer as its pieces arrive; it is closed after the last one, or as soon as the client leaves."""
-    response = StreamingResponse(answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose))
-    response.raw_headers = _end_to_end(answer.headers.raw)
-    return response
-
-
-def _whole(answer: httpx.Response, body: bytes) -> Response:
-    response = Response(body, answer.status_code)
-    kept = _end_to_end(answer.headers.raw, b"content-length", b"content-encoding")
-    response.raw_headers = [*kept, (b"content-length", str(len(body)).encode())]
-    return response
-
-
-def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *dropped: bytes) -> list[tuple[bytes, bytes]]:
-    """The headers that aren't about this one connection, without those named."""
-    headers = [(name.lower(), value) for name, value in headers]
-    named = {name.strip() for key, value in headers if key == b"connection" for name in value.lower().split(b",")}
-    return [(name, value) for name, value in headers if name not in HOP_BY_HOP | named | {*dropped}]
 
 
 def _answer(status: int, body: dict[str, object]) -> Response:

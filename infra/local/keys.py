@@ -1,5 +1,6 @@
 """The embedded stack's keys: made once per data folder, kept readable by their owner only."""
 
+import hmac
 import json
 import os
 import secrets
@@ -45,6 +46,18 @@ class Keys:
             secret=os.environ["SUPABASE_SECRET_KEY"],
             jwt_secret=os.environ["SUPABASE_JWT_SECRET"],
         )
+
+    @property
+    def s3_access_key_id(self) -> str:
+        """The S3 protocol's pair of keys follows from the others, so that nothing more need be kept."""
+        return self._derived("s3 access key id")[:32]
+
+    @property
+    def s3_secret_access_key(self) -> str:
+        return self._derived("s3 secret access key")
+
+    def _derived(self, purpose: str) -> str:
+        return hmac.digest(self.jwt_secret.encode(), f"{purpose} of {self.secret}".encode(), "sha256").hex()
 
     def claims(self, token: str | None) -> dict[str, Any] | None:
         """The claims an API key or an access token stands for; None refuses it."""

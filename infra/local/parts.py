@@ -116,7 +116,7 @@ def lite(port: int, database_url: str, public_url: str, keys: Keys) -> Part:
     )
 
 
-def gateway(port: int, lite_port: int, functions_port: int, database_url: str, keys: Keys) -> Part:
+def gateway(port: int, lite_port: int, functions_port: int, aws_port: int, database_url: str, keys: Keys) -> Part:
     """The only public origin."""
     return Part(
         name="gateway",
@@ -128,6 +128,7 @@ def gateway(port: int, lite_port: int, functions_port: int, database_url: str, k
             "GATEWAY_PORT": str(port),
             "LITE_URL": url(lite_port),
             "FUNCTIONS_URL": url(functions_port),
+            "AWS_ENDPOINT_URL": url(aws_port),
             "DATABASE_URL": database_url,
             "SUPABASE_URL": url(port),
             **keys_environment(keys),
@@ -174,6 +175,16 @@ def keys_environment(keys: Keys) -> dict[str, str]:
         "SUPABASE_PUBLISHABLE_KEY": keys.publishable,
         "SUPABASE_SECRET_KEY": keys.secret,
         "SUPABASE_JWT_SECRET": keys.jwt_secret,
+    }
+
+
+def storage_environment(public_url: str, keys: Keys) -> dict[str, str]:
+    """The S3 protocol's address and keys, under the names `supabase status` gives them."""
+    return {
+        "STORAGE_S3_URL": f"{public_url}/storage/v1/s3",
+        "S3_PROTOCOL_ACCESS_KEY_ID": keys.s3_access_key_id,
+        "S3_PROTOCOL_ACCESS_KEY_SECRET": keys.s3_secret_access_key,
+        "S3_PROTOCOL_REGION": "local",
     }
 
 

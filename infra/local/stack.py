@@ -28,7 +28,7 @@ PRCTL = ctypes.CDLL(None).prctl
 PR_SET_PDEATHSIG = 1
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a developer's shell may hold for other projects and other tools; the stack says these itself.
-FOREIGN = ("AWS_", "LITE_", "PG", "QUEUE_URL", "SUPABASE_", "UVICORN_")
+FOREIGN = ("AWS_", "LITE_", "PG", "QUEUE_URL", "S3_PROTOCOL_", "STORAGE_S3_", "SUPABASE_", "UVICORN_")
 
 
 @dataclass(slots=True)
@@ -158,6 +158,7 @@ class Stack:
             **parts.model_environment(self._base, self.ports["chat"], self.ports["embeddings"]),
             **parts.aws_environment(self.ports["aws"]),
             **parts.keys_environment(self.keys),
+            **parts.storage_environment(self.url, self.keys),
             "SUPABASE_URL": self.url,
             "POWERTOOLS_SERVICE_NAME": "supabase-ai-gateway",
         }
@@ -173,7 +174,7 @@ class Stack:
         at, database_url, keys = self.ports, self.database_url, self.keys
         yield parts.lite(at["lite"], database_url, self.url, keys)
         yield parts.functions(at["functions"], self.environment, reload=self._reload)
-        yield parts.gateway(at["gateway"], at["lite"], at["functions"], database_url, keys)
+        yield parts.gateway(at["gateway"], at["lite"], at["functions"], at["aws"], database_url, keys)
         yield parts.worker(self.environment, reload=self._reload)
 
     def _chosen(self, among: Iterator[Part]) -> list[Part]:

@@ -44,6 +44,7 @@ def gateway(stack: Stack) -> Iterator[tuple[str, Functions]]:
             "SUPABASE_URL": ports.url(ports.number(held)),
             "LITE_URL": ports.url(ports.number(nothing)),
             "FUNCTIONS_URL": functions.url,
+            "AWS_ENDPOINT_URL": ports.url(ports.number(nothing)),
             "DATABASE_URL": stack.database_url,
             "SUPABASE_PUBLISHABLE_KEY": stack.keys.publishable,
             "SUPABASE_SECRET_KEY": stack.keys.secret,
