@@ -13,6 +13,9 @@
     ├── Forbidden                403  forbidden
     ├── NotFound                 404  not_found
     ├── MethodNotAllowed         405  method_not_allowed
+    ├── Conflict                 409  conflict
+    │   ├── TransferRunning      409  transfer_running        retryable
+    │   └── GateRefused          409  gate_refused
     ├── TurnRunning              409  turn_running            retryable
     ├── RateLimited              429  rate_limited            retryable
     │   └── QuotaExhausted       429  quota_exhausted         retryable
@@ -26,6 +29,7 @@ One shape leaves the building: `{"error", "code", "requestId", "retryable"}`; `c
 clients. Messages are written to be shown.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -124,6 +128,31 @@ class TurnRunning(GatewayError):
     def __init__(self, message: str, retry_after_seconds: int | None = None, pending: tuple[int, str] | None = None):
         super().__init__(message, retry_after_seconds)
         self.pending = pending
+
+
+class Conflict(GatewayError):
+    """What is there now doesn't allow it; the message says what is there."""
+
+    status, code = 409, "conflict"
+
+
+class TransferRunning(Conflict):
+    """A worker has the version's files in hand."""
+
+    code, retryable = "transfer_running", True
+
+
+class GateRefused(Conflict):
+    """An evaluation says that a version should have no users; the answer has what it came to."""
+
+    code = "gate_refused"
+
+    def __init__(self, message: str, evaluation: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.evaluation = evaluation
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        return {**super().body(request_id), "evaluation": self.evaluation}
 
 
 class RateLimited(GatewayError):

@@ -119,6 +119,20 @@ class Settings(BaseSettings):
     webhook_url: Url | None = None
     replicate_webhook_secret: SecretStr | None = None
 
+    # Where the models' files are kept: a bucket of Supabase Storage, written through its S3 protocol.
+    models_bucket: str = "ai-models"
+    storage_s3_url: Url = Field(default_factory=lambda data: f"{data['supabase_url']}/storage/v1/s3")
+    s3_protocol_access_key_id: str | None = None
+    s3_protocol_access_key_secret: SecretStr | None = None
+    s3_protocol_region: str = "us-east-1"
+    # Where they may come from: hosts for https, "*." before their domains, and the bucket whose manifests start
+    # deployments by themselves.
+    source_hosts: str = "huggingface.co, *.huggingface.co, *.hf.co"
+    allow_private_sources: bool = False
+    training_bucket: str | None = None
+    # An SQS queue of deploy-model's own, for what takes longer than a request.
+    deployment_queue_url: str | None = None
+
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)
     answer_tokens: int = Field(500, ge=1)

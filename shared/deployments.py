@@ -1,0 +1,439 @@
+"""A version's files, from where they are to Storage: begun by a request or an event, carried on by a worker.
+
+A version is its row in the registry and its folder in the bucket. The row says how far the files have come; the manifest
+is the folder's last file, and only then is the version ready. Whoever has the row's lease brings the files; it runs out
+a minute after he was last heard of, and anybody goes on from there.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import uuid4
+
+from postgrest import AsyncPostgrestClient
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from shared import artifacts, database, queue, registry, sources, transfers
+from shared.artifacts import StoredFile
+from shared.clients import Clients
+from shared.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    StorageUnavailable,
+    TransferRunning,
+    Unavailable,
+)
+from shared.models import Deadline
+from shared.registry import Name, Version
+from shared.storage import SignedUpload, Storage
+from shared.telemetry import logger
+from shared.transfers import Destination
+from shared.wire import Wire
+
+UPLOAD = "upload"
+LEASE_SECONDS = 60
+NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
+DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
+MANIFEST_BYTES = 1024 * 1024
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+
+
+class File(Wire):
+    """A file that is to be there: its path in the version's folder, and what it has to be."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=artifacts.PATH_CHARACTERS)]
+    size_bytes: Annotated[int, Field(ge=1)] | None = None
+    sha256: Sha256 | None = None
+
+
+class Run(Wire):
+    """What a training job says of its output, as the manifest beside it and as a part of a request."""
+
+    model_name: Name
+    version: Name | None = None
+    base_model: Text
+    provider: Text | None = None
+    provider_model: Text | None = None
+    metrics: dict[str, Any] | None = None
+    training_data_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    dataset_export_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+    fine_tuned_on: datetime | None = None
+    content_type: Text | None = None
+    files: Annotated[list[File], Field(max_length=artifacts.FILES)] = []
+    leave_out: Annotated[list[Text], Field(max_length=100)] = []
+    allow_pickle: bool = False
+
+
+class Deploy(Run):
+    """A version to be deployed; `source` is `s3://…`, `https://…` at an allowed host, or `upload`.
+
+    `files` are what has to be there. For an upload all of them, with size and hash; else as many as one likes.
+    """
+
+    source: Text
+
+    @model_validator(mode="after")
+    def has_its_files(self) -> Self:
+        if len({file.path for file in self.files}) < len(self.files):
+            raise InvalidRequest("files: each path once.")
+        if self.source == UPLOAD and not (self.files and all(file.size_bytes and file.sha256 for file in self.files)):
+            raise InvalidRequest("files: an upload names its files, each with path, sizeBytes and sha256.")
+        return self
+
+
+class Deployment(Wire):
+    """A version as it stands, and where its files are to be sent."""
+
+    model: Version
+    uploads: list[SignedUpload] = []
+
+
+async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, in_background: bool) -> Deployment:
+    """Register a version and bring its files as far as the time allows; a worker does the rest.
+
+    The same request again goes on with what there is. Raises `Conflict` for a version that is something else, and what
+    is wrong with the files.
+    """
+    settings, db = clients.settings, database.as_gateway(clients.http, clients.settings)
+    _storage(clients).destination("")  # without its settings nothing is begun
+    for file in run.files:
+        artifacts.check_path(file.path)
+    if run.source != UPLOAD and not run.source.startswith(("s3://", "https://", "http://")):
+        raise InvalidRequest("source: s3://bucket/key, s3://bucket/prefix/, https://…, or upload.")
+    registered = await database.call(
+        db,
+        "register_model",
+        {"model_name": run.model_name, "version": run.version, "columns": _columns(run), "actor": actor},
+    )
+    if registered["outcome"] == "exists":
+        raise Conflict(
+            f"version: {registered['version']} of {run.model_name} {_of_status(registered)}, and versions never change:"
+            " choose another, or leave it out."
+        )
+    if run.source == UPLOAD:
+        storage, folder = _storage(clients), _folder(registered)
+        uploads = [await storage.sign_upload(folder, file.path) for file in run.files]
+        return Deployment(model=await _version(db, registered), uploads=uploads)
+    if in_background and settings.deployment_queue_url:
+        await _hand_over(clients, registered["id"])
+    else:
+        await _bring_what_can_be(clients, registered["id"], deadline)
+    return Deployment(model=await _version(db, registered))
+
+
+async def finalize(clients: Clients, model_name: str, name: str, deadline: Deadline) -> Version:
+    """Check what was uploaded, as far as the time allows; a worker does the rest.
+
+    Raises `ArtifactRefused` for a file that is missing or none that was announced: it is removed, and can be uploaded
+    again.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    version = await registry.version(db, model_name, name)
+    if version.source != UPLOAD:
+        raise Conflict(f"Version {name} is not uploaded: its files come from {version.source}.")
+    if version.status == "failed":
+        raise registry.not_ready(name, version.status)
+    if version.status != "ready":
+        await _bring_what_can_be(clients, version.id, deadline)
+    return await registry.version(db, model_name, name)
+
+
+async def from_manifest(clients: Clients, bucket: str, key: str, etag: str, deadline: Deadline) -> None:
+    """Deploy what a training job has put into its bucket, once however often its event comes.
+
+    The manifest is the job's last file: a `Run` as JSON, for the files beside it. Without a version the manifest's own
+    state names one. What is wrong with it is logged, and stays so until it is written anew.
+    """
+    if bucket != clients.settings.training_bucket:
+        logger.error("an event of a bucket that is not TRAINING_BUCKET", extra={"bucket": bucket})
+        return
+    folder = key.rpartition("/")[0]
+    try:
+        content = await asyncio.to_thread(_small_object, bucket, key)
+        told = json.loads(content)
+        if not isinstance(told, dict):
+            raise InvalidRequest("it is no JSON object")
+        leave_out = [*told.get("leaveOut", []), key.rpartition("/")[2]]
+        named = {"version": f"run-{etag.strip(chr(34))[:12]}", **told, "leaveOut": leave_out}
+        run = Deploy(**named | {"source": f"s3://{bucket}/{folder}{'/' if folder else ''}"})
+        await begin(clients, run, f"s3://{bucket}/{key}", deadline, in_background=True)
+    except Conflict as error:
+        if isinstance(error, TransferRunning):
+            raise
+        logger.info("a manifest that was deployed before", extra={"key": key, "reason": error.message})
+    except Unavailable:
+        raise
+    except (GatewayError, ValidationError, ValueError, TypeError) as error:
+        reason = error.message if isinstance(error, GatewayError) else _first_problem(error)
+        logger.error("a manifest that can't be deployed", extra={"bucket": bucket, "key": key, "reason": reason})
+
+
+async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
+    """A worker's part: bring a version's files for so long, and hand over what is left. Raises `Unavailable`."""
+    try:
+        if not await _bring(clients, model_id, time.monotonic() + seconds):
+            await _hand_over(clients, model_id)
+    except TransferRunning as running:
+        await _hand_over(clients, model_id, running.retry_after_seconds or LEASE_SECONDS)
+    except Unavailable:
+        raise
+    except GatewayError as error:  # the row says so
+        logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
+
+
+async def remove_files(clients: Clients, path: str | None, files: list[dict[str, Any]] | None) -> None:
+    """Delete a version's files, its manifest first: without it there is no version."""
+    if path and files is not None:
+        folder = path.partition("/")[2]
+        await _storage(clients).remove([f"{folder}/{name}" for name in [artifacts.MANIFEST, *_paths(files)]])
+
+
+async def _bring_what_can_be(clients: Clients, model_id: int, deadline: Deadline) -> None:
+    """As far as a request's time allows; what is left goes to the worker, or waits for the next request."""
+    try:
+        if not await _bring(clients, model_id, time.monotonic() + max(1.0, deadline.remaining() - NOTE_SECONDS)):
+            await _hand_over(clients, model_id)
+    except TransferRunning as running:
+        await _hand_over(clients, model_id, running.retry_after_seconds or LEASE_SECONDS)
+    except Unavailable:
+        await _hand_over(clients, model_id, LEASE_SECONDS)
+
+
+async def _hand_over(clients: Clients, model_id: int, delay_seconds: int = DELAY_SECONDS) -> None:
+    if url := clients.settings.deployment_queue_url:
+        await queue.send(url, {"transfer": model_id}, min(delay_seconds, 900))
+
+
+async def _bring(clients: Clients, model_id: int, stop_at: float) -> bool:
+    """Bring a version's files; whether all are there. Raises `TransferRunning` where somebody else is at it.
+
+    What can't be mended ends the version as failed; of an upload, a file that is wrong can be sent again.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    lease = _Lease(db, model_id, str(uuid4()), asyncio.get_running_loop())
+    row = await lease.claim()
+    if row is None:
+        return True
+    work = _Work.of(clients, row)
+    try:
+        files = await asyncio.to_thread(work.verify if row["source"] == UPLOAD else work.transfer, lease.keep, stop_at)
+        if files is None:
+            await lease.let_go()
+            return False
+        await _finish(db, lease, work, row, files)
+        return True
+    except _Lost as error:
+        raise TransferRunning("Another worker has the files in hand.", LEASE_SECONDS) from error
+    except GatewayError as error:
+        if error.retryable or row["source"] == UPLOAD:
+            await lease.let_go()
+        else:
+            await lease.fail(error.message)
+        raise
+
+
+async def _finish(
+    db: AsyncPostgrestClient, lease: "_Lease", work: "_Work", row: Mapping[str, Any], files: tuple[StoredFile, ...]
+) -> None:
+    manifest = artifacts.manifest(row["model_name"], row["version"], files, work.provenance)
+    await asyncio.to_thread(transfers.write_manifest, work.destination, manifest)
+    told = await database.call(
+        db,
+        "finish_model",
+        {
+            "id": lease.model_id,
+            "files": [asdict(file) for file in files],
+            "sha256": manifest.sha256,
+            "size_bytes": sum(file.size for file in files),
+            "storage_path": row["storage_path"],
+            "worker": lease.worker,
+        },
+    )
+    if told["outcome"] == "lost":
+        raise _Lost
+    logger.info("a version is ready", extra={"model": row["model_name"], "version": row["version"]})
+
+
+class _Lost(Exception):
+    """Another worker has the lease, or the version is gone."""
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The right to write of a version's files, for a minute from each time that anything is noted."""
+
+    db: AsyncPostgrestClient
+    model_id: int
+    worker: str
+    loop: asyncio.AbstractEventLoop
+    noted: Mapping[str, Any] | None = None
+
+    async def claim(self) -> dict[str, Any] | None:
+        """The version; None where its files are there. Raises `TransferRunning`, and `Conflict` for one that failed."""
+        told: dict[str, Any] = await database.call(
+            self.db, "claim_transfer", {"id": self.model_id, "worker": self.worker, "lease_seconds": LEASE_SECONDS}
+        )
+        match told["outcome"]:
+            case "ready":
+                return None
+            case "busy":
+                raise TransferRunning("Another worker has the files in hand.", told["retry_after_seconds"])
+            case "failed":
+                raise Conflict(f"Version {told['version']} has failed: {told['failure']} Deploy it again.")
+            case "unknown":
+                raise NotFound("There is no such version.")
+        self.noted = told["progress"]
+        return told
+
+    def keep(self, position: Mapping[str, Any]) -> None:
+        """Write down how far the files are; in a thread of its own. A database that is away is no reason to stop."""
+        noting = asyncio.run_coroutine_threadsafe(self._note({**(self.noted or {}), "position": position}), self.loop)
+        try:
+            outcome = noting.result(NOTE_SECONDS)
+        except (DatabaseUnavailable, TimeoutError) as error:
+            logger.warning("a transfer can't be noted", extra={"modelId": self.model_id, "kind": type(error).__name__})
+            return
+        if outcome != "noted":
+            raise _Lost
+
+    async def let_go(self) -> None:
+        with suppress(Unavailable):
+            await self._note(None, 0)
+
+    async def fail(self, failure: str) -> None:
+        with suppress(Unavailable):
+            await database.call(
+                self.db, "fail_model", {"id": self.model_id, "failure": failure, "worker": self.worker}
+            )
+
+    async def _note(self, progress: Mapping[str, Any] | None, lease_seconds: int = LEASE_SECONDS) -> str:
+        told = await database.call(
+            self.db,
+            "note_transfer",
+            {"id": self.model_id, "progress": progress, "worker": self.worker, "lease_seconds": lease_seconds},
+        )
+        return str(told["outcome"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a version's files are to be; both ways to have them block, and belong into a thread."""
+
+    source: str
+    destination: Destination
+    rules: artifacts.Rules
+    files: list[File]
+    position: Mapping[str, Any] | None
+    provenance: Mapping[str, Any]
+    hosts: list[str]
+    allow_private: bool
+
+    @classmethod
+    def of(cls, clients: Clients, row: Mapping[str, Any]) -> "_Work":
+        settings, kept = clients.settings, row["progress"]
+        return cls(
+            source=row["source"],
+            destination=_storage(clients).destination(_folder(row)),
+            rules=artifacts.Rules(kept["allowPickle"], tuple(kept["leaveOut"])),
+            files=[File(**file) for file in kept["files"]],
+            position=kept.get("position"),
+            provenance=kept["provenance"],
+            hosts=[host.strip() for host in settings.source_hosts.split(",") if host.strip()],
+            allow_private=settings.allow_private_sources,
+        )
+
+    def transfer(self, keep: Callable[[Mapping[str, Any]], None], stop_at: float) -> tuple[StoredFile, ...] | None:
+        s3 = transfers.client() if self.source.startswith("s3://") else None
+        found = sources.find(self.source, s3, self.hosts, self.allow_private)
+        outcome = transfers.transfer_all(
+            found,
+            self.destination,
+            rules=self.rules,
+            expected={file.path: file.sha256 for file in self.files if file.sha256},
+            position=self.position,
+            stop_at=stop_at,
+            keep=keep,
+        )
+        if outcome.position is not None:
+            keep(outcome.position)
+            return None
+        return outcome.files
+
+    def verify(self, keep: Callable[[Mapping[str, Any]], None], stop_at: float) -> tuple[StoredFile, ...] | None:
+        expected = {file.path: (file.size_bytes or 0, file.sha256 or "") for file in self.files}
+        outcome = transfers.verify_all(
+            self.destination, rules=self.rules, expected=expected, position=self.position, stop_at=stop_at, keep=keep
+        )
+        if outcome.position is not None:
+            keep(outcome.position)
+            return None
+        return outcome.files
+
+
+def _columns(run: Deploy) -> dict[str, Any]:
+    told = run.model_dump(by_alias=True, mode="json")
+    return {
+        "status": "uploading" if run.source == UPLOAD else "transferring",
+        "source": run.source,
+        "base_model": run.base_model,
+        "provider": run.provider,
+        "provider_model": run.provider_model,
+        "performance_metrics": {"training": run.metrics} if run.metrics else None,
+        "training_data_size": run.training_data_size,
+        "dataset_export_id": run.dataset_export_id,
+        "fine_tuned_on": told["fineTunedOn"],
+        "content_type": run.content_type,
+        "progress": {
+            "files": told["files"],
+            "leaveOut": run.leave_out,
+            "allowPickle": run.allow_pickle,
+            "provenance": {
+                key: told[key]
+                for key in ("baseModel", "source", "metrics", "trainingDataSize", "datasetExportId", "fineTunedOn")
+                if told[key] is not None
+            },
+        },
+    }
+
+
+def _folder(row: Mapping[str, Any]) -> str:
+    return f"{row['model_name']}/{row['version']}"
+
+
+def _paths(files: list[dict[str, Any]]) -> list[str]:
+    return [file["path"] for file in files]
+
+
+def _storage(clients: Clients) -> Storage:
+    return Storage(clients.settings, clients.http)
+
+
+async def _version(db: AsyncPostgrestClient, row: Mapping[str, Any]) -> Version:
+    return await registry.version(db, row["model_name"], row["version"])
+
+
+def _of_status(row: Mapping[str, Any]) -> str:
+    return {"ready": "exists", "deleted": "was deleted"}.get(row["status"], f"comes from {row.get('source')}")
+
+
+def _small_object(bucket: str, key: str) -> bytes:
+    [remote] = sources.find(f"s3://{bucket}/{key}", transfers.client())
+    if remote.size > MANIFEST_BYTES:
+        raise InvalidRequest(f"it has more than {MANIFEST_BYTES} bytes")
+    return b"".join(remote.chunks(0, remote.size))
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    return "it is no JSON that describes a run"

@@ -1,0 +1,194 @@
+"""The model registry: versions that never change, and which of them have users; its rules are the database's.
+
+Who may call was decided before: `db` is the gateway's own.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from postgrest import AsyncPostgrestClient
+from pydantic import Field, StringConstraints, computed_field
+
+from shared import database
+from shared.errors import Conflict, InvalidRequest, NotFound
+from shared.wire import Wire
+
+HISTORY = 50  # of a version, the newest
+# A part of Storage's paths, of `model@version` and of addresses.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Version(Wire):
+    """A version as admins see it; `weight` is its share of its name's users, `share` of the users of all names."""
+
+    id: int
+    model_name: str
+    version: str
+    base_model: str | None
+    status: str
+    failure: str | None
+    provider: str | None
+    provider_model: str | None
+    is_active: bool
+    is_canary: bool
+    weight: float
+    share: float
+    canary_since: datetime | None
+    source: str | None
+    storage_path: str | None
+    content_type: str | None
+    files: list[dict[str, Any]] | None
+    sha256: str | None
+    size_bytes: int | None
+    training_data_size: int | None
+    dataset_export_id: int | None
+    performance_metrics: dict[str, Any] | None
+    fine_tuned_on: datetime | None
+    deployed_at: datetime | None
+    created_at: datetime
+    progress: dict[str, Any] | None = Field(exclude=True)
+
+    @computed_field
+    def transfer(self) -> dict[str, int] | None:
+        """How many bytes of its files are there, while they are brought."""
+        position = (self.progress or {}).get("position")
+        return {"bytesDone": position["bytes_done"], "bytesTotal": position["bytes_total"]} if position else None
+
+
+class Step(Wire):
+    """What was done with a version, by whom, why, and on what numbers."""
+
+    version: str
+    action: str
+    weight: float | None
+    previous_version: str | None
+    actor: str | None
+    reason: str | None
+    numbers: dict[str, Any] | None
+    created_at: datetime
+
+
+class Traffic(Wire):
+    """Which versions of a name have users now; `previous` was active before, or was taken back."""
+
+    model_name: str
+    outcome: str
+    active: str | None = None
+    canary: str | None = None
+    weight: float | None = None
+    previous: str | None = None
+
+
+async def versions(db: AsyncPostgrestClient, model_name: str | None = None) -> list[Version]:
+    """All versions, or those of one name, the newest first. Raises `NotFound` for a name without any."""
+    rows = await database.call(db, "list_models", {"model_name": model_name})
+    if model_name and not rows:
+        raise NotFound(f"There is no model {model_name}.")
+    return [Version(**row) for row in rows]
+
+
+async def version(db: AsyncPostgrestClient, model_name: str, name: str) -> Version:
+    """Raises `NotFound`."""
+    for row in await database.call(db, "list_models", {"model_name": model_name}):
+        if row["version"] == name:
+            return Version(**row)
+    raise unknown(model_name, name)
+
+
+async def history(db: AsyncPostgrestClient, model_name: str, name: str) -> list[Step]:
+    """What was done with a version, the newest first."""
+    query = db.from_("model_history").select("*").eq("model_name", model_name).eq("version", name)
+    return [Step(**row) for row in await database.run(query.order("id", desc=True).limit(HISTORY).execute())]
+
+
+async def activate(
+    db: AsyncPostgrestClient,
+    model_name: str,
+    name: str,
+    weight: float | None,
+    compared_with: str | None,
+    actor: str,
+    reason: str | None,
+    numbers: Mapping[str, Any] | None,
+    must_be_canary: bool = False,
+) -> Traffic:
+    """Give a version all of its name's users, or a part of them beside the active one.
+
+    `compared_with` is the version that was active when it was decided: of two who decide at once the second gets a
+    `Conflict`. Raises `NotFound`, and `InvalidRequest` for a version that nobody can ask.
+    """
+    told = await database.call(
+        db,
+        "activate_model",
+        {
+            "model_name": model_name,
+            "version": name,
+            "weight": weight,
+            "compared_with": compared_with,
+            "check_compared": True,
+            "must_be_canary": must_be_canary,
+            "actor": actor,
+            "reason": reason,
+            "numbers": numbers,
+        },
+    )
+    match told["outcome"]:
+        case "unknown":
+            raise unknown(model_name, name)
+        case "not_ready":
+            raise not_ready(name, told["status"])
+        case "not_served":
+            raise not_served(name)
+        case "no_active":
+            raise Conflict(f"weight: no other version of {model_name} is active that the rest of the users could have.")
+        case "conflict":
+            raise Conflict(
+                f"Meanwhile {told['active'] or 'no version'} is active"
+                f"{', and ' + told['canary'] + ' the canary' if told['canary'] else ''}: look again, and decide again."
+            )
+    return Traffic(model_name=model_name, **told)
+
+
+async def roll_back(
+    db: AsyncPostgrestClient,
+    model_name: str,
+    actor: str,
+    reason: str | None,
+    numbers: Mapping[str, Any] | None = None,
+    canary: str | None = None,
+) -> Traffic:
+    """Take back the canary, or without one the active version; with `canary` that one and nothing else.
+
+    Raises `Conflict` where there is nothing to go back to.
+    """
+    told = await database.call(
+        db,
+        "roll_back_model",
+        {
+            "model_name": model_name,
+            "actor": actor,
+            "reason": reason,
+            "numbers": numbers,
+            "canary_only": canary is not None,
+            "compared_with": canary,
+        },
+    )
+    if told["outcome"] == "nothing":
+        await versions(db, model_name)  # raises for a name that isn't one
+        raise Conflict(f"{model_name} has no version to go back to: {told['active'] or 'none'} is active.")
+    if told["outcome"] == "conflict":
+        raise Conflict(f"Meanwhile {told['canary'] or 'no version'} is the canary: look again.")
+    return Traffic(model_name=model_name, **told)
+
+
+def unknown(model_name: str, name: str) -> NotFound:
+    return NotFound(f"There is no version {name} of {model_name}.")
+
+
+def not_ready(name: str, status: str) -> Conflict:
+    return Conflict(f"Version {name} is {status}: its files have to be there first.")
+
+
+def not_served(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Version {name} has no provider and providerModel where it could be asked: say them first.")
