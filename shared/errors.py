@@ -8,7 +8,11 @@
     │   ├── SecretInMessage      422  secret_in_message
     │   ├── UnknownModel         422  invalid_request
     │   ├── Unsupported          422  unsupported
-    │   └── KeyReused            422  idempotency_key_reused
+    │   ├── KeyReused            422  idempotency_key_reused
+    │   ├── ArtifactRefused      422  artifact_refused
+    │   │   └── PickleRefused    422  pickle_refused
+    │   ├── SourceRefused        422  source_refused
+    │   └── SourceChanged        409  source_changed
     ├── Unauthenticated          401  unauthenticated
     ├── Forbidden                403  forbidden
     ├── NotFound                 404  not_found
@@ -23,6 +27,7 @@
         ├── DatabaseUnavailable  503  database_unavailable    retryable
         ├── EmbeddingUnavailable 503  embedding_unavailable   retryable
         ├── ModelUnavailable     503  model_unavailable       retryable
+        ├── StorageUnavailable   503  storage_unavailable     retryable
         └── DeadlineExceeded     504  deadline_exceeded       retryable
 
 One shape leaves the building: `{"error", "code", "requestId", "retryable"}`; `chat_completions` has OpenAI's for its
@@ -94,6 +99,30 @@ class KeyReused(InvalidRequest):
     """The idempotency key came with another message before."""
 
     code = "idempotency_key_reused"
+
+
+class ArtifactRefused(InvalidRequest):
+    """A model's file is none that is taken, or isn't whole; the message names the file and what to do."""
+
+    code = "artifact_refused"
+
+
+class PickleRefused(ArtifactRefused):
+    """A model's file is a pickle, which runs code when it is loaded."""
+
+    code = "pickle_refused"
+
+
+class SourceRefused(InvalidRequest):
+    """The address of a model's files isn't allowed, or there is nothing to be read."""
+
+    code = "source_refused"
+
+
+class SourceChanged(InvalidRequest):
+    """A file at the source is no longer the one whose transfer had begun."""
+
+    status, code = 409, "source_changed"
 
 
 class Unauthenticated(GatewayError):
@@ -189,6 +218,12 @@ class ModelUnavailable(Unavailable):
     """The model failed, or answered nothing."""
 
     code = "model_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """Files can't be read where they are or written where they go, for now."""
+
+    code = "storage_unavailable"
 
 
 class DeadlineExceeded(Unavailable):
