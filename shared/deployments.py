@@ -18,7 +18,7 @@ from uuid import uuid4
 from postgrest import AsyncPostgrestClient
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from shared import artifacts, database, queue, registry, sources, transfers
+from shared import artifacts, database, queue, registry, sources, transfers, uploads
 from shared.artifacts import StoredFile
 from shared.clients import Clients
 from shared.errors import (
@@ -27,7 +27,6 @@ from shared.errors import (
     GatewayError,
     InvalidRequest,
     NotFound,
-    StorageUnavailable,
     TransferRunning,
     Unavailable,
 )
@@ -36,6 +35,7 @@ from shared.registry import Name, Version
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination
+from shared.uploads import Announced
 from shared.wire import Wire
 
 UPLOAD = "upload"
@@ -121,8 +121,8 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
         )
     if run.source == UPLOAD:
         storage, folder = _storage(clients), _folder(registered)
-        uploads = [await storage.sign_upload(folder, file.path) for file in run.files]
-        return Deployment(model=await _version(db, registered), uploads=uploads)
+        signed = [await storage.sign_upload(folder, file.path) for file in run.files]
+        return Deployment(model=await _version(db, registered), uploads=signed)
     if in_background and settings.deployment_queue_url:
         await _hand_over(clients, registered["id"])
     else:
@@ -190,11 +190,13 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
         logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
 
 
-async def remove_files(clients: Clients, path: str | None, files: list[dict[str, Any]] | None) -> None:
-    """Delete a version's files, its manifest first: without it there is no version."""
-    if path and files is not None:
-        folder = path.partition("/")[2]
-        await _storage(clients).remove([f"{folder}/{name}" for name in [artifacts.MANIFEST, *_paths(files)]])
+async def remove_files(clients: Clients, version: Version) -> None:
+    """Delete what there is of a version's files, the manifest first: without it there is no version."""
+    kept, folder = version.progress or {}, f"{version.model_name}/{version.version}"
+    paths = [file["path"] for file in version.files or kept.get("files", [])]
+    await _storage(clients).remove([f"{folder}/{path}" for path in [artifacts.MANIFEST, *paths]])
+    if position := kept.get("position"):
+        await asyncio.to_thread(transfers.abandon, _storage(clients).destination(folder), position)
 
 
 async def _bring_what_can_be(clients: Clients, model_id: int, deadline: Deadline) -> None:
@@ -254,7 +256,7 @@ async def _finish(
             "files": [asdict(file) for file in files],
             "sha256": manifest.sha256,
             "size_bytes": sum(file.size for file in files),
-            "storage_path": row["storage_path"],
+            "storage_path": f"{work.destination.bucket}/{work.destination.prefix}",
             "worker": lease.worker,
         },
     )
@@ -311,9 +313,7 @@ class _Lease:
 
     async def fail(self, failure: str) -> None:
         with suppress(Unavailable):
-            await database.call(
-                self.db, "fail_model", {"id": self.model_id, "failure": failure, "worker": self.worker}
-            )
+            await database.call(self.db, "fail_model", {"id": self.model_id, "failure": failure, "worker": self.worker})
 
     async def _note(self, progress: Mapping[str, Any] | None, lease_seconds: int = LEASE_SECONDS) -> str:
         told = await database.call(
@@ -369,9 +369,9 @@ class _Work:
         return outcome.files
 
     def verify(self, keep: Callable[[Mapping[str, Any]], None], stop_at: float) -> tuple[StoredFile, ...] | None:
-        expected = {file.path: (file.size_bytes or 0, file.sha256 or "") for file in self.files}
-        outcome = transfers.verify_all(
-            self.destination, rules=self.rules, expected=expected, position=self.position, stop_at=stop_at, keep=keep
+        files = [Announced(file.path, file.size_bytes or 0, (file.sha256 or "").lower()) for file in self.files]
+        outcome = uploads.verify(
+            self.destination, files, rules=self.rules, position=self.position, stop_at=stop_at, keep=keep
         )
         if outcome.position is not None:
             keep(outcome.position)
@@ -407,10 +407,6 @@ def _columns(run: Deploy) -> dict[str, Any]:
 
 def _folder(row: Mapping[str, Any]) -> str:
     return f"{row['model_name']}/{row['version']}"
-
-
-def _paths(files: list[dict[str, Any]]) -> list[str]:
-    return [file["path"] for file in files]
 
 
 def _storage(clients: Clients) -> Storage:

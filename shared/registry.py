@@ -150,6 +150,15 @@ async def activate(
     return Traffic(model_name=model_name, **told)
 
 
+async def delete(db: AsyncPostgrestClient, model_name: str, name: str, actor: str) -> None:
+    """Raises `Conflict` for a version that has users, and `NotFound`. Its name is never given again."""
+    told = await database.call(db, "delete_model", {"model_name": model_name, "version": name, "actor": actor})
+    if told["outcome"] == "served":
+        raise Conflict(f"Version {name} has users: activate another one, or roll back, first.")
+    if told["outcome"] == "unknown":
+        raise unknown(model_name, name)
+
+
 async def roll_back(
     db: AsyncPostgrestClient,
     model_name: str,

@@ -110,11 +110,28 @@ async def _admins_database(
     db: Annotated[AsyncPostgrestClient, Depends(_anybodys_database)],
 ) -> AsyncPostgrestClient:
     """An admin acts through his own token, past policies of his own; the secret key's holder as the gateway."""
+    _named(caller)
+    return db
+
+
+async def _actor(caller: Annotated[auth.Anybody, Depends(_anybody)]) -> str:
+    """Who does what only admins may, as it is written down."""
+    return _named(caller)
+
+
+async def _gateways_database(clients: Annotated[Clients, Depends(_clients)]) -> AsyncPostgrestClient:
+    """For what nobody may do by himself; who may have it done is decided beside it."""
+    return database.as_gateway(clients.http, clients.settings)
+
+
+def _named(caller: auth.Anybody) -> str:
     if caller is auth.ApiKey.PUBLISHABLE:
         raise Unauthenticated("This is for admins: send an admin's access token, or the secret key.")
-    if isinstance(caller, auth.Caller) and not caller.is_admin:
-        raise Forbidden("This is for admins: users whose app_metadata.role is admin.")
-    return db
+    if isinstance(caller, auth.Caller):
+        if not caller.is_admin:
+            raise Forbidden("This is for admins: users whose app_metadata.role is admin.")
+        return f"user {caller.auth_user_id}"
+    return "secret key"
 
 
 def trace(request: Request) -> Trace:
@@ -137,7 +154,9 @@ def address(request: Request) -> str:
 
 ClientsOf = Annotated[Clients, Depends(_clients)]
 CallerOf = Annotated[auth.Caller, Depends(_caller)]
+ActorOf = Annotated[str, Depends(_actor)]
 DatabaseOf = Annotated[AsyncPostgrestClient, Depends(_database)]
+GatewaysDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_gateways_database)]
 AnybodyOf = Annotated[auth.Anybody, Depends(_anybody)]
 AnybodysDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_anybodys_database)]
 AdminsDatabaseOf = Annotated[AsyncPostgrestClient, Depends(_admins_database)]
@@ -172,18 +191,22 @@ def create_app(
 
 
 def create_handler(
-    app: ASGIApp, work: Callable[[Delivery], Awaitable[None]] | None = None
+    app: ASGIApp,
+    work: Callable[[Delivery], Awaitable[None]] | None = None,
+    occurred: Callable[[Mapping[str, Any], float], Awaitable[None]] | None = None,
 ) -> Callable[[Any, Any], Any]:
-    """The Lambda entry: HTTP events go to the app, queue messages to `work` if there is any, on one kept event loop."""
+    """The Lambda entry, on one kept event loop: HTTP goes to the app, queue messages to `work`, others to `occurred`."""
     adapter = Mangum(cast(ASGI, app), lifespan="off")
     loop = asyncio.new_event_loop()
 
     def handler(event: dict[str, Any], context: Any) -> Any:
         asyncio.set_event_loop(loop)
         try:
+            seconds = context.get_remaining_time_in_millis() / 1000
             if work and queue.is_delivery(event):
-                seconds = context.get_remaining_time_in_millis() / 1000
                 return loop.run_until_complete(queue.consume(event, work, seconds))
+            if occurred and "requestContext" not in event:
+                return loop.run_until_complete(occurred(event, seconds - queue.MARGIN_SECONDS))
             return adapter(event, context)
         finally:
             telemetry.flush()

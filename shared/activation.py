@@ -1,0 +1,232 @@
+"""From a version that is ready to one that has users: the gate before it, and the checks of a canary after it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from postgrest import AsyncPostgrestClient
+from pydantic import Field
+
+from shared import canary, database, evaluation, queue, registry
+from shared.canary import Action
+from shared.clients import Clients
+from shared.deployments import Text
+from shared.errors import Conflict, DeadlineExceeded, GateRefused, GatewayError, NotFound, Unavailable
+from shared.evaluation import Example
+from shared.models import Deadline
+from shared.registry import Traffic, Version
+from shared.storage import Storage
+from shared.telemetry import Trace, logger
+from shared.wire import Wire
+
+OWN_SET = "evaluation.jsonl"  # in the model's folder of the bucket
+KEPT = "evaluation"  # among a version's performance metrics
+
+
+class Activate(Wire):
+    """How a version is to have users: all of its name's, or a share of them as a canary; `force` passes over the gate."""
+
+    weight: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    force: bool = False
+    reason: Text | None = None
+
+
+class Activated(Traffic):
+    """Which versions have users now, and the evaluation it was decided on; None where the gate was passed over."""
+
+    evaluation: dict[str, Any] | None = None
+
+
+class Evaluating(Wire):
+    """A worker evaluates the version and activates it then, or refuses to: the version's history will say which."""
+
+    model_name: str
+    version: str
+    status: str = "evaluating"
+
+
+class Checked(Wire):
+    """What was decided of a canary, and on what."""
+
+    model_name: str
+    version: str
+    action: Action
+    reason: str
+    numbers: dict[str, Any]
+
+
+async def activate(
+    clients: Clients,
+    model_name: str,
+    name: str,
+    how: Activate,
+    actor: str,
+    deadline: Deadline,
+    trace: Trace,
+    in_background: bool = False,
+) -> Activated | Evaluating:
+    """Evaluate a version beside the active one, and let it have users if it passes.
+
+    An evaluation that the version has already passed or failed beside the same active one counts. What a request's time
+    isn't enough for, a worker does. Raises `GateRefused`, `Conflict` where another version is active by then, and what
+    the registry does.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    versions = await registry.versions(db, model_name)
+    version = next((each for each in versions if each.version == name), None)
+    active = next((each for each in versions if each.is_active), None)
+    if version is None:
+        raise registry.unknown(model_name, name)
+    if version.status != "ready":
+        raise registry.not_ready(name, version.status)
+    if not (version.provider and version.provider_model):
+        raise registry.not_served(name)
+    compared_with = active.version if active else None
+    numbers: dict[str, Any] | None = None
+    if not how.force and not version.is_active:
+        examples = await _examples(clients, model_name)
+        numbers = _kept(version, active, examples, clients.settings.gate_examples)
+        if numbers is None and in_background and (url := clients.settings.deployment_queue_url):
+            return await _hand_over(url, model_name, name, how, actor)
+        if numbers is None:
+            numbers = await _evaluated(clients, db, version, active, examples, deadline, trace)
+        if numbers["verdict"] == "unfinished":
+            if not (url := clients.settings.deployment_queue_url):
+                raise DeadlineExceeded(
+                    "The evaluation takes longer than a request may: set DEPLOYMENT_QUEUE_URL, or a lower GATE_EXAMPLES."
+                )
+            return await _hand_over(url, model_name, name, how, actor)
+        if numbers["verdict"] != "passed":
+            reason = " ".join(numbers["reasons"])
+            await _record(db, model_name, name, "refused", actor, reason, numbers)
+            raise GateRefused(f"Version {name} is not good enough: {reason} Send force to activate it all the same.", numbers)
+    summary = _summary(numbers) if numbers else {"forced": how.force}
+    traffic = await registry.activate(
+        db, model_name, name, how.weight, compared_with, actor, how.reason, summary
+    )
+    return Activated(**traffic.model_dump(), evaluation=numbers)
+
+
+async def carry_on(clients: Clients, told: Mapping[str, Any], deadline: Deadline, trace: Trace) -> None:
+    """A worker's part of an activation; how it ends is in the version's history. Raises `Unavailable`."""
+    how = Activate(**told["how"])
+    try:
+        done = await activate(clients, told["modelName"], told["version"], how, told["actor"], deadline, trace)
+        outcome = "not evaluated in a worker's time" if isinstance(done, Evaluating) else done.outcome
+    except Unavailable:
+        raise
+    except GatewayError as error:
+        outcome = error.code
+        if isinstance(error, Conflict) and not isinstance(error, GateRefused):
+            db = database.as_gateway(clients.http, clients.settings)
+            await _record(db, told["modelName"], told["version"], "not_activated", told["actor"], error.message, None)
+    logger.info("activation", extra={"model": told["modelName"], "version": told["version"], "outcome": outcome})
+
+
+async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
+    """Weigh every canary, and promote it, keep it, or roll it back.
+
+    One that somebody changes at the same time stays as he leaves it, and is weighed the next time.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    checked: list[Checked] = []
+    for version in await registry.versions(db):
+        if version.is_canary:
+            try:
+                checked.append(await _check(db, version, actor))
+            except (Conflict, NotFound) as error:
+                logger.info("a canary has changed meanwhile", extra={"model": version.model_name, "reason": error.message})
+    return checked
+
+
+async def _check(db: AsyncPostgrestClient, version: Version, actor: str) -> Checked:
+    model_name, name = version.model_name, version.version
+    figures = await database.call(db, "canary_figures", {"model_name": model_name})
+    if figures["outcome"] != "figures" or figures["canary"]["version"] != name:
+        raise Conflict("It is no canary any more.")
+    decision = canary.decide(figures)
+    if decision.action == "promoted":
+        active = figures["active"]["version"]
+        await registry.activate(
+            db, model_name, name, None, active, actor, decision.reason, decision.numbers, must_be_canary=True
+        )
+    elif decision.action == "rolled_back":
+        await registry.roll_back(db, model_name, actor, decision.reason, decision.numbers, canary=name)
+    else:
+        await _record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
+    logger.info("a canary is weighed", extra={"model": model_name, "version": name, "action": decision.action})
+    return Checked(
+        model_name=model_name, version=name, action=decision.action, reason=decision.reason, numbers=decision.numbers
+    )
+
+
+async def _examples(clients: Clients, model_name: str) -> list[Example]:
+    """The model's own set where it has one, else the one for finance."""
+    try:
+        text = await Storage(clients.settings, clients.http).read(f"{model_name}/{OWN_SET}")
+    except NotFound:
+        return evaluation.built_in()
+    return evaluation.read(text.decode(errors="replace"))
+
+
+async def _evaluated(
+    clients: Clients,
+    db: AsyncPostgrestClient,
+    version: Version,
+    active: Version | None,
+    examples: list[Example],
+    deadline: Deadline,
+    trace: Trace,
+) -> dict[str, Any]:
+    """Ask both; what comes of it is kept with the version, unless it is unfinished."""
+    candidate = _model(clients, version)
+    other = _model(clients, active) if active and active.provider and active.provider_model else None
+    found = await evaluation.evaluate(clients.router, examples, candidate, other, deadline, trace)
+    told = {**found.body(), "compared_with": active.version if active else None}
+    if found.verdict != "unfinished":
+        metrics = {**(version.performance_metrics or {}), KEPT: told}
+        query = db.from_("model_metadata").update({"performance_metrics": metrics}).eq("id", version.id)
+        await database.run(query.execute())
+    return told
+
+
+def _kept(version: Version, active: Version | None, examples: list[Example], most: int) -> dict[str, Any] | None:
+    """What an earlier evaluation came to, where nothing has changed since."""
+    kept: dict[str, Any] | None = (version.performance_metrics or {}).get(KEPT)
+    now = evaluation.digest(evaluation.sample(examples, most)), active.version if active else None
+    return kept if kept and (kept["set_sha256"], kept["compared_with"]) == now else None
+
+
+def _model(clients: Clients, version: Version) -> Any:
+    assert version.provider and version.provider_model
+    return clients.router.model(version.provider, version.provider_model, f"{version.model_name}@{version.version}")
+
+
+def _summary(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the history keeps of an evaluation, whose whole is with the version."""
+    active, comparison = told["active"], told["comparison"]
+    return {
+        "verdict": told["verdict"],
+        "score": told["candidate"]["score"],
+        "active_score": active and active["score"],
+        "difference": comparison and comparison["difference"],
+        "set_sha256": told["set_sha256"],
+    }
+
+
+async def _record(
+    db: AsyncPostgrestClient,
+    model_name: str,
+    name: str,
+    action: str,
+    actor: str,
+    reason: str,
+    numbers: Mapping[str, Any] | None,
+) -> None:
+    arguments = {"model_name": model_name, "version": name, "action": action, "actor": actor, "reason": reason}
+    await database.call(db, "record_decision", {**arguments, "numbers": numbers})
+
+
+async def _hand_over(url: str, model_name: str, name: str, how: Activate, actor: str) -> Evaluating:
+    told = {"modelName": model_name, "version": name, "how": how.model_dump(), "actor": actor}
+    await queue.send(url, {"activate": told})
+    return Evaluating(model_name=model_name, version=name)
