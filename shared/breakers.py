@@ -76,3 +76,13 @@ class Breakers:
             rest_seconds = await database.call(db, "note_provider", arguments, NOTE_SECONDS)
             if rest_seconds is not None:
                 self.rests[provider] = time.monotonic() + rest_seconds
+
+
+class Apart(Breakers):
+    """For a model that is tried out: no rest keeps it from being asked, its failures are no word on its provider."""
+
+    def wait_seconds(self, provider: str) -> float:
+        return 0
+
+    def note(self, provider: str, has_failed: bool) -> None:
+        pass

@@ -113,6 +113,12 @@ def uncited(text: str) -> str:
     return citations.hear(text) + citations.rest()
 
 
+def cited(text: str) -> list[int]:
+    """The numbers that the text's citations name, each once, whether or not there are such passages."""
+    named = (_numbers(citation[2]) for citation in CITATION.finditer(text) if NUMBERS.fullmatch(citation[2]))
+    return list(dict.fromkeys(number for numbers in named for number in numbers))
+
+
 def visible(text: str) -> str:
     """The text without what a reader would not see."""
     return INVISIBLE.sub("", text)

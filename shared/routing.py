@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from shared import database, model_table
-from shared.breakers import Breakers
-from shared.errors import GatewayError, Misconfigured, UnknownModel
+from shared.breakers import Apart, Breakers
+from shared.errors import GatewayError, InvalidRequest, Misconfigured, UnknownModel
 from shared.models import Model, Route
 from shared.providers import openai_compatible, replicate, runpod
 from shared.providers.chat import Failure
@@ -87,15 +87,25 @@ class Router:
         """
         await self._look()
         first = self._allowed(wanted) if wanted else chosen(self.versions, user_key)
-        settings = self.settings
-        return Route(
-            chain=[first, *(model for model in self.chain if model.asked != first.asked)] if first else self.chain,
-            detours=self.detours,
-            breakers=self.breakers,
-            answer_tokens=settings.answer_tokens,
-            answer_characters=settings.answer_characters,
-            stall_seconds=settings.stall_seconds,
-        )
+        chain = [first, *(model for model in self.chain if model.asked != first.asked)] if first else self.chain
+        return self._route(chain, self.detours, self.breakers)
+
+    def model(self, provider: str, provider_model: str, name: str) -> Model:
+        """A version's model, served or not; `name` is its `model@version`.
+
+        Raises `InvalidRequest` for a provider that isn't known or a model that can't be one of its, and `Misconfigured`
+        where the provider's key is missing.
+        """
+        rows = PROVIDERS | (self.settings.model_providers or {})
+        if provider != OWN and provider not in rows:
+            raise InvalidRequest(f"provider: not one of {', '.join([OWN, *rows])}.")
+        if not provider_model.strip():
+            raise InvalidRequest("providerModel: missing.")
+        return _open(self.settings, self.http, f"{provider}:{provider_model}", "providerModel", name)
+
+    def only(self, model: Model) -> Route:
+        """The route to a model that is tried out: nothing stands in for it, and its failures touch no other route."""
+        return self._route([model], {}, Apart(self.settings, self.http))
 
     async def known(self) -> dict[str, Model]:
         """The models a request may ask for, by the names it may use."""
@@ -110,6 +120,17 @@ class Router:
         """What a provider of the table speaks."""
         row = (PROVIDERS | (self.settings.model_providers or {})).get(provider)
         return row.wire if row else None
+
+    def _route(self, chain: Sequence[Model], detours: Mapping[Failure, Sequence[Model]], breakers: Breakers) -> Route:
+        settings = self.settings
+        return Route(
+            chain=chain,
+            detours=detours,
+            breakers=breakers,
+            answer_tokens=settings.answer_tokens,
+            answer_characters=settings.answer_characters,
+            stall_seconds=settings.stall_seconds,
+        )
 
     def _known(self) -> dict[str, Model]:
         """The allowed models first, which no version of the same name replaces."""

@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     anonymous_searches_per_minute: int = Field(15, ge=1)
     request_timeout_seconds: float = Field(28, gt=0)  # API Gateway gives up at 30
 
+    # The gate before a version's activation: the score it must have, how much less than the active one's it may be, at
+    # most how many examples are asked, and how many at once.
+    gate_minimum: float = Field(0.5, ge=0, le=1)
+    gate_tolerance: float = Field(0.05, ge=0, le=1)
+    gate_examples: int = Field(100, ge=1, le=500)
+    gate_concurrency: int = Field(4, ge=1, le=64)
+
 
 @cache
 def load() -> Settings:
