@@ -23,7 +23,7 @@ KEPT = "evaluation"  # among a version's performance metrics
 
 
 class Activate(Wire):
-    """How a version is to have users: all of its name's, or a share of them as a canary; `force` passes over the gate."""
+    """How a version is to have users: all of its name's, or a share as a canary; `force` passes over the gate."""
 
     weight: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     force: bool = False
@@ -92,17 +92,17 @@ async def activate(
         if numbers["verdict"] == "unfinished":
             if not (url := clients.settings.deployment_queue_url):
                 raise DeadlineExceeded(
-                    "The evaluation takes longer than a request may: set DEPLOYMENT_QUEUE_URL, or a lower GATE_EXAMPLES."
+                    "The evaluation takes longer than a request: set DEPLOYMENT_QUEUE_URL, or a lower GATE_EXAMPLES."
                 )
             return await _hand_over(url, model_name, name, how, actor)
         if numbers["verdict"] != "passed":
             reason = " ".join(numbers["reasons"])
             await _record(db, model_name, name, "refused", actor, reason, numbers)
-            raise GateRefused(f"Version {name} is not good enough: {reason} Send force to activate it all the same.", numbers)
+            raise GateRefused(
+                f"Version {name} is not good enough: {reason} Send force to activate it all the same.", numbers
+            )
     summary = _summary(numbers) if numbers else {"forced": how.force}
-    traffic = await registry.activate(
-        db, model_name, name, how.weight, compared_with, actor, how.reason, summary
-    )
+    traffic = await registry.activate(db, model_name, name, how.weight, compared_with, actor, how.reason, summary)
     return Activated(**traffic.model_dump(), evaluation=numbers)
 
 
@@ -134,7 +134,9 @@ async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
             try:
                 checked.append(await _check(db, version, actor))
             except (Conflict, NotFound) as error:
-                logger.info("a canary has changed meanwhile", extra={"model": version.model_name, "reason": error.message})
+                logger.info(
+                    "a canary has changed meanwhile", extra={"model": version.model_name, "reason": error.message}
+                )
     return checked
 
 

@@ -1,14 +1,14 @@
 """A version's files, from where they are to Storage: begun by a request or an event, carried on by a worker.
 
-A version is its row in the registry and its folder in the bucket. The row says how far the files have come; the manifest
-is the folder's last file, and only then is the version ready. Whoever has the row's lease brings the files; it runs out
-a minute after he was last heard of, and anybody goes on from there.
+A version is its row in the registry and its folder in the bucket. The row says how far the files have come; the
+manifest is the folder's last file, and only then is the version ready. Whoever has the row's lease brings the files; it
+runs out a minute after he was last heard of, and anybody goes on from there.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -68,8 +68,8 @@ class Run(Wire):
     dataset_export_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     fine_tuned_on: datetime | None = None
     content_type: Text | None = None
-    files: Annotated[list[File], Field(max_length=artifacts.FILES)] = []
-    leave_out: Annotated[list[Text], Field(max_length=100)] = []
+    files: Annotated[tuple[File, ...], Field(max_length=artifacts.FILES)] = ()
+    leave_out: Annotated[tuple[Text, ...], Field(max_length=100)] = ()
     allow_pickle: bool = False
 
 
@@ -94,7 +94,7 @@ class Deployment(Wire):
     """A version as it stands, and where its files are to be sent."""
 
     model: Version
-    uploads: list[SignedUpload] = []
+    uploads: Sequence[SignedUpload] = ()
 
 
 async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, in_background: bool) -> Deployment:

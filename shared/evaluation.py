@@ -311,7 +311,7 @@ async def evaluate(
         reasons=reasons,
         minimum=settings.gate_minimum,
         tolerance=settings.gate_tolerance,
-        set_sha256=_digest(chosen),
+        set_sha256=digest(chosen),
         candidate=scores,
         active=active_scores,
         comparison=comparison,
@@ -567,7 +567,7 @@ def _tell(trace: Trace, model: Model, answers: Mapping[str, Answer], count: int)
         logger.info("evaluation goes on", extra={**told, "failed": failed})
 
 
-def _digest(examples: Iterable[Example]) -> str:
+def digest(examples: Iterable[Example]) -> str:
     """By which two evaluations are known to have asked the same."""
     lines = (example.model_dump_json() for example in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

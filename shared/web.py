@@ -195,7 +195,7 @@ def create_handler(
     work: Callable[[Delivery], Awaitable[None]] | None = None,
     occurred: Callable[[Mapping[str, Any], float], Awaitable[None]] | None = None,
 ) -> Callable[[Any, Any], Any]:
-    """The Lambda entry, on one kept event loop: HTTP goes to the app, queue messages to `work`, others to `occurred`."""
+    """The Lambda entry, on one kept event loop: HTTP goes to the app, messages to `work`, others to `occurred`."""
     adapter = Mangum(cast(ASGI, app), lifespan="off")
     loop = asyncio.new_event_loop()
 

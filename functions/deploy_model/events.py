@@ -17,7 +17,7 @@ MANIFESTS = "manifest.json"
 
 
 async def consume(delivery: Delivery) -> None:
-    """Whatever stands in a message of the queue; objects' events may come by it too. Raises what makes it come again."""
+    """Whatever stands in a message of the queue, objects' events too. Raises what makes it come again."""
     body = json.loads(delivery.body)
     if "transfer" in body:
         await deployments.carry_on(kept(), int(body["transfer"]), delivery.seconds)

@@ -43,7 +43,9 @@ async def deploy(
 
 
 @router.get("")
-async def list_models(_: ActorOf, db: GatewaysDatabaseOf, name: Annotated[Name | None, Query(alias="modelName")] = None) -> dict[str, list[Version]]:
+async def list_models(
+    _: ActorOf, db: GatewaysDatabaseOf, name: Annotated[Name | None, Query(alias="modelName")] = None
+) -> dict[str, list[Version]]:
     """All versions, or those of one name, the newest first."""
     return {"models": await registry.versions(db, name)}
 

@@ -21,10 +21,12 @@ from infra.local.ports import url
 from shared.embeddings import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("chat", "embeddings", "aws", "postgres", "functions", "lite", "gateway", "worker")
+NAMES = ("chat", "embeddings", "aws", "postgres", "functions", "lite", "gateway", "worker", "deployments")
 LITE_CLI = ROOT / "node_modules/@supabase/lite/dist/cli/index.js"
 MODULE = (sys.executable, "-m")
-QUEUE = "ai-finance"
+QUEUES = {"ai-finance": "QUEUE_URL", "deploy-model": "DEPLOYMENT_QUEUE_URL"}
+ACCOUNT = "123456789012"
+TRAINING_BUCKET = "training"
 REGION = "us-east-1"
 RETRY_SECONDS = 5  # a message whose function failed comes back this soon
 RECEIVES = 200  # and this often, before it goes to the dead letters: an outage of a quarter of an hour is outlived
@@ -77,7 +79,7 @@ def aws(port: int, credentials: Mapping[str, str]) -> Part:
         name="aws",
         command=[*MODULE, "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         ready=_answers(f"{url(port)}/moto-api/", 200),
-        follow_up=lambda: _create_queue(credentials),
+        follow_up=lambda: _fill(credentials),
         port=port,
     )
 
@@ -155,9 +157,9 @@ def functions(port: int, environment: Mapping[str, str], *, reload: bool = False
     )
 
 
-def worker(environment: Mapping[str, str], *, reload: bool = False, name: str = "worker") -> Part:
+def worker(function: str, environment: Mapping[str, str], *, reload: bool = False, name: str = "worker") -> Part:
     """What takes a function's queue to it, as Lambda's event source mapping does."""
-    command = [*MODULE, "infra.local.queue_worker"]
+    command = [*MODULE, "infra.local.queue_worker", function, QUEUES[function]]
     if reload:
         command = [*MODULE, "watchfiles", "--filter", "python", shlex.join(command), "functions", "shared"]
     return Part(
@@ -227,14 +229,15 @@ def chat_weights(user: Mapping[str, str]) -> tuple[Path, str]:
 
 
 def aws_environment(port: int) -> dict[str, str]:
-    """Where AWS is, who asks, and the queue moto gives that account; any credentials do."""
+    """Where AWS is, who asks, and the queues and the bucket moto gives that account; any credentials do."""
     return {
         "AWS_ENDPOINT_URL": url(port),
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
-        "QUEUE_URL": f"{url(port)}/123456789012/{QUEUE}",
+        **{setting: f"{url(port)}/{ACCOUNT}/{function}" for function, setting in QUEUES.items()},
+        "TRAINING_BUCKET": TRAINING_BUCKET,
     }
 
 
@@ -270,24 +273,45 @@ def _bootstrap(database_url: str) -> None:
         connection.execute(Path(__file__).with_name("lite").joinpath("bootstrap.sql").read_bytes())
 
 
-def _create_queue(credentials: Mapping[str, str]) -> None:
-    sqs = boto3.client(
-        "sqs",
+def _fill(credentials: Mapping[str, str]) -> None:
+    """The queues, and the bucket of the training jobs, whose manifests are told of to deploy-model."""
+    arns = {function: _create_queue(_client("sqs", credentials), function) for function in QUEUES}
+    s3 = _client("s3", credentials)
+    s3.create_bucket(Bucket=TRAINING_BUCKET)
+    s3.put_bucket_notification_configuration(
+        Bucket=TRAINING_BUCKET,
+        NotificationConfiguration={
+            "QueueConfigurations": [
+                {
+                    "QueueArn": arns["deploy-model"],
+                    "Events": ["s3:ObjectCreated:*"],
+                    "Filter": {"Key": {"FilterRules": [{"Name": "suffix", "Value": "manifest.json"}]}},
+                }
+            ]
+        },
+    )
+
+
+def _create_queue(sqs: Any, function: str) -> str:
+    dead_letters = sqs.create_queue(QueueName=f"{function}-dead-letters")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": RECEIVES}
+    sqs.create_queue(
+        QueueName=function,
+        Attributes={"VisibilityTimeout": str(RETRY_SECONDS), "RedrivePolicy": json.dumps(redrive)},
+    )
+    return str(arn.removesuffix("-dead-letters"))
+
+
+def _client(service: Any, credentials: Mapping[str, str]) -> Any:
+    return boto3.client(
+        service,
         endpoint_url=credentials["AWS_ENDPOINT_URL"],
         region_name=REGION,
         aws_access_key_id=credentials["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=credentials["AWS_SECRET_ACCESS_KEY"],
         config=Config(proxies={}),
     )
-    dead_letters = sqs.create_queue(QueueName=f"{QUEUE}-dead-letters")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": RECEIVES}
-    made = sqs.create_queue(
-        QueueName=QUEUE,
-        Attributes={"VisibilityTimeout": str(RETRY_SECONDS), "RedrivePolicy": json.dumps(redrive)},
-    )["QueueUrl"]
-    if made != credentials["QUEUE_URL"]:
-        raise StackError(f"the queue is at {made}, where nobody looks for it")
 
 
 def _first_model(environment: Mapping[str, str]) -> str:

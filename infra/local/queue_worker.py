@@ -1,12 +1,17 @@
-"""A function's queue taken to its Lambda handler, batch by batch, as an event source mapping does it."""
+"""A function's queue taken to its Lambda handler, batch by batch, as an event source mapping does it.
+
+python -m infra.local.queue_worker ai-finance QUEUE_URL    # the setting that says where its queue is
+"""
 
 import os
 import signal
+import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +21,6 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import MessageTypeDef
 
-FUNCTION = "ai-finance"
 BATCH = 10
 POLL_SECONDS = 5
 TIMEOUT_SECONDS = 60
@@ -58,16 +62,16 @@ def poll(sqs: "SQSClient", queue_url: str, handler: Handler, wait_seconds: int) 
     if not messages:
         return
     arn = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    failed = _failed(handler, _event(messages, arn))
+    failed = _failed(handler, _event(messages, arn), arn.rpartition(":")[2])
     for message in messages:
         if message["MessageId"] not in failed:
             sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
 
 
-def _failed(handler: Handler, event: dict[str, Any]) -> set[str]:
+def _failed(handler: Handler, event: dict[str, Any], function: str) -> set[str]:
     delivered = {record["messageId"] for record in event["Records"]}
     try:
-        answer = handler(event, Context(FUNCTION)) or {}
+        answer = handler(event, Context(function)) or {}
         failed = {failure["itemIdentifier"] for failure in answer.get("batchItemFailures", [])}
     except Exception:
         traceback.print_exc()  # into the worker's log; whatever a function raises, its batch is not done
@@ -100,18 +104,19 @@ def _lowered(key: str) -> str:
     return key[0].lower() + key[1:]
 
 
-def _invoke(event: dict[str, Any], context: Context) -> Mapping[str, Any] | None:
+def _invoke(function: str, event: dict[str, Any], context: Context) -> Mapping[str, Any] | None:
     """Call the function, which is imported with its first message: the start of a stack doesn't wait for it."""
-    handler: Handler = import_module(f"functions.{FUNCTION.replace('-', '_')}.handler").handler
+    handler: Handler = import_module(f"functions.{function.replace('-', '_')}.handler").handler
     return handler(event, context)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # how `make dev` restarts it
+    function, setting = sys.argv[1:]
     sqs: SQSClient = boto3.client("sqs")
-    print(f"polling for {FUNCTION}", flush=True)
+    print(f"polling for {function}", flush=True)
     while True:
-        poll(sqs, os.environ["QUEUE_URL"], _invoke, POLL_SECONDS)
+        poll(sqs, os.environ[setting], partial(_invoke, function), POLL_SECONDS)
 
 
 if __name__ == "__main__":

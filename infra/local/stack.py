@@ -28,7 +28,18 @@ PRCTL = ctypes.CDLL(None).prctl
 PR_SET_PDEATHSIG = 1
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a developer's shell may hold for other projects and other tools; the stack says these itself.
-FOREIGN = ("AWS_", "LITE_", "PG", "QUEUE_URL", "S3_PROTOCOL_", "STORAGE_S3_", "SUPABASE_", "UVICORN_")
+FOREIGN = (
+    "AWS_",
+    "DEPLOYMENT_QUEUE_URL",
+    "LITE_",
+    "PG",
+    "QUEUE_URL",
+    "S3_PROTOCOL_",
+    "STORAGE_S3_",
+    "SUPABASE_",
+    "TRAINING_BUCKET",
+    "UVICORN_",
+)
 
 
 @dataclass(slots=True)
@@ -106,9 +117,9 @@ class Stack:
                 yield ports.url(port)
 
     @contextmanager
-    def worker(self, **overrides: str) -> Iterator[int]:
+    def worker(self, function: str = "ai-finance", **overrides: str) -> Iterator[int]:
         """A queue's worker once more, with other settings; gives its pid."""
-        part = parts.worker(self.environment | overrides, name=f"worker-{next(self._numbers)}")
+        part = parts.worker(function, self.environment | overrides, name=f"worker-{next(self._numbers)}")
         with self._with(part) as running:
             yield running.process.pid
 
@@ -175,7 +186,8 @@ class Stack:
         yield parts.lite(at["lite"], database_url, self.url, keys)
         yield parts.functions(at["functions"], self.environment, reload=self._reload)
         yield parts.gateway(at["gateway"], at["lite"], at["functions"], at["aws"], database_url, keys)
-        yield parts.worker(self.environment, reload=self._reload)
+        yield parts.worker("ai-finance", self.environment, reload=self._reload)
+        yield parts.worker("deploy-model", self.environment, reload=self._reload, name="deployments")
 
     def _chosen(self, among: Iterator[Part]) -> list[Part]:
         return [part for part in among if part.name in self._only]
