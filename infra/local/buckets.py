@@ -63,6 +63,8 @@ class Bucket:
 
 async def find(database: AsyncConnection, bucket_id: str, most_bytes: int) -> Bucket:
     """The bucket, with the lower limit of the two. Raises `StorageError` where there is none the caller may see."""
+    if "\0" in bucket_id:
+        raise storage_errors.no_such_bucket()
     found = await database.execute(FIND, [most_bytes, bucket_id])
     row = await found.fetchone()
     if row is None:

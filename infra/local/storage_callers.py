@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, DataError
 from psycopg.errors import InsufficientPrivilege, InvalidParameterValue
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, ValidationError
@@ -59,6 +59,8 @@ class Storage:
                 yield database
         except (InsufficientPrivilege, InvalidParameterValue) as error:
             raise storage_errors.denied("new row violates row-level security policy") from error
+        except DataError as error:
+            raise storage_errors.invalid(str(error)) from error
 
 
 async def sent(request: Request, model: type[Model]) -> Model:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -14,6 +15,7 @@ from storage3._sync.file_api import SyncBucketProxy
 from storage3.exceptions import StorageApiError
 from supabase import Client, acreate_client, create_client
 
+from infra.local import postgres
 from infra.local.stack import Stack
 from tests.infra import run_node
 from tests.users import User
@@ -96,6 +98,27 @@ def test_the_bucket_for_models_is_there_and_private(service: Client) -> None:
     models = service.storage.get_bucket("ai-models")
 
     assert models.public is False
+
+
+def test_buckets_outlive_the_stack_and_objects_do_not(tmp_path: Path) -> None:
+    try:
+        with (
+            Stack(tmp_path, only=["postgres"], preferred_ports={}) as first,
+            psycopg.connect(first.database_url) as database,
+        ):
+            database.execute("insert into storage.buckets (id, name) values ('kept', 'kept')")
+            database.execute("insert into storage.objects (bucket_id, name) values ('kept', 'gone')")
+        with (
+            Stack(tmp_path, only=["postgres"], preferred_ports={}) as second,
+            psycopg.connect(second.database_url) as database,
+        ):
+            there = database.execute(
+                "select b.id, o.name from storage.buckets b left join storage.objects o on o.bucket_id = b.id"
+            ).fetchall()
+    finally:
+        postgres.remove(tmp_path)
+
+    assert there == [("kept", None)]
 
 
 def test_an_object_comes_back_with_what_it_was_sent_with(files: SyncBucketProxy) -> None:
@@ -416,13 +439,18 @@ def test_a_form_that_breaks_off_leaves_nothing(stack: Stack, bucket: str, files:
     assert files.list() == []
 
 
-def test_what_a_form_cannot_say_is_refused_in_json(stack: Stack, bucket: str) -> None:
+def test_a_list_that_cannot_be_made_is_refused(stack: Stack, bucket: str) -> None:
     answers = [
         httpx.post(f"{stack.url}/storage/v1/object/list/{bucket}", json=body, headers={"apikey": stack.keys.secret})
-        for body in ({"prefix": "", "limit": 0}, {"prefix": "", "sortBy": {"column": "owner; drop table"}}, {})
+        for body in (
+            {"prefix": "", "limit": 0},
+            {"prefix": "", "sortBy": {"column": "owner; drop table"}},
+            {"prefix": "\0"},
+            {},
+        )
     ]
 
-    assert [answer.json()["statusCode"] for answer in answers] == ["400"] * 3
+    assert [answer.json()["statusCode"] for answer in answers] == ["400"] * 4
 
 
 def test_images_are_not_transformed(bucket: str, files: SyncBucketProxy) -> None:
