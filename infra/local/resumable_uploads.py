@@ -35,9 +35,13 @@ class Upload:
     length: int
     metadata: dict[str, str]
     upsert: bool
-    expires_at: float
+    expires_at: float  # seconds since 1970
     is_complete: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def user_metadata(self) -> dict[str, Any]:
+        return uploads.parsed_metadata(self.metadata.get("metadata", ""))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -74,22 +78,10 @@ class Resumable:
     async def create(self, request: Request) -> Response:
         """A new upload, with its first bytes if the request has a body."""
         await self._sweep()
-        metadata = _metadata(request.headers.get("upload-metadata", ""))
-        bucket_id, name = metadata.get("bucketName", ""), metadata.get("objectName", "")
-        object_rows.check_name(name)
-        claims, upsert = self._caller(request, bucket_id, name)
-        async with self.storage.pool.connection() as database:
-            bucket = await buckets.find(database, bucket_id, self.storage.most_bytes)
-        length = _number(request, "upload-length")
-        bucket.check_size(length)
-        mime_type = metadata.get("contentType", "application/octet-stream")
-        bucket.check_mime_type(mime_type)
-        seconds = metadata.get("cacheControl", "")
-        cache_control = f"max-age={seconds}" if seconds.isdecimal() else "no-cache"
-        parts = Parts(self.storage.store, bucket, name, {"content-type": mime_type, "cache-control": cache_control})
-        upload = Upload(parts, length, metadata, upsert, time.time() + self.storage.upload_seconds)
+        claims, upload = await self._planned(request)
         await self._check(claims, upload)
-        upload_id = base64.urlsafe_b64encode(f"{bucket_id}/{name}/{uuid4()}".encode()).decode().rstrip("=")
+        path = f"{upload.parts.bucket.id}/{upload.parts.name}/{uuid4()}"
+        upload_id = base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
         self.uploads[upload_id] = upload
         async with upload.lock:
             await self._receive(request, claims, upload)
@@ -128,6 +120,22 @@ class Resumable:
         await upload.parts.abort()
         return Response(status_code=204)
 
+    async def _planned(self, request: Request) -> tuple[Claims, Upload]:
+        """Who begins an upload, and what its headers say of it. Raises `StorageError` where the bucket forbids it."""
+        metadata = _metadata(request.headers.get("upload-metadata", ""))
+        bucket_id, name = metadata.get("bucketName", ""), metadata.get("objectName", "")
+        object_rows.check_name(name)
+        claims, upsert = self._caller(request, bucket_id, name)
+        async with self.storage.pool.connection() as database:
+            bucket = await buckets.find(database, bucket_id, self.storage.most_bytes)
+        length, mime_type = _number(request, "upload-length"), metadata.get("contentType", "application/octet-stream")
+        bucket.check_size(length)
+        bucket.check_mime_type(mime_type)
+        seconds = metadata.get("cacheControl", "")
+        cache_control = f"max-age={seconds}" if seconds.isdecimal() else "no-cache"
+        parts = Parts(self.storage.store, bucket, name, {"content-type": mime_type, "cache-control": cache_control})
+        return claims, Upload(parts, length, metadata, upsert, time.time() + self.storage.upload_seconds)
+
     def _answering(self, work: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
@@ -136,7 +144,7 @@ class Resumable:
                 response = await work(request)
             except StorageError as refusal:
                 await drained(request)
-                response = Response(refusal.message, refusal.status, media_type="text/plain")
+                response = refusal.text()
             response.headers.update(VERSION)
             return response
 
@@ -162,11 +170,10 @@ class Resumable:
         return SUPERUSER | {"sub": claims["owner"]}, claims["upsert"]
 
     async def _check(self, claims: Claims, upload: Upload) -> None:
-        parts, metadata = upload.parts, uploads.parsed_metadata(upload.metadata.get("metadata", ""))
+        bucket_id, name, mime_type = upload.parts.bucket.id, upload.parts.name, upload.metadata.get("contentType")
         await uploads.check_allowed(
-            self.storage, claims, parts.bucket.id, parts.name, metadata, upload.metadata.get("contentType"),
-            upsert=upload.upsert,
-        )  # fmt: skip
+            self.storage, claims, bucket_id, name, upload.user_metadata, mime_type, upsert=upload.upsert
+        )
 
     async def _receive(self, request: Request, claims: Claims, upload: Upload) -> None:
         """The body, up to its end or the connection's; with the last byte the upload becomes an object."""
@@ -180,15 +187,17 @@ class Resumable:
         if upload.parts.size == upload.length:
             await upload.parts.finish()
             upload.is_complete = True
-            metadata: dict[str, Any] = uploads.parsed_metadata(upload.metadata.get("metadata", ""))
-            await uploads.recorded(self.storage, claims, upload.parts.bucket.id, upload.parts.name, metadata)
+            await uploads.recorded(
+                self.storage, claims, upload.parts.bucket.id, upload.parts.name, upload.user_metadata
+            )
 
     async def _sweep(self) -> None:
-        now = time.time()
-        for upload_id in [each for each, upload in self.uploads.items() if upload.expires_at < now]:
-            upload = self.uploads.pop(upload_id)
-            if not upload.is_complete:
-                await upload.parts.abort()
+        """Forget the uploads whose time is over."""
+        for upload_id, upload in list(self.uploads.items()):
+            if upload.expires_at < time.time() and not upload.lock.locked():
+                del self.uploads[upload_id]
+                if not upload.is_complete:
+                    await upload.parts.abort()
 
 
 def _metadata(header: str) -> dict[str, str]:
