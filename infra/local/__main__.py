@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from infra.local import stack
+from infra.local import parts, stack
 from infra.local.migrations import MigrationError
 from infra.local.parts import ROOT, StackError
 from infra.local.stack import Stack
@@ -77,6 +77,7 @@ def _write_settings(running: Stack) -> None:
         "SUPABASE_SECRET_KEY": running.keys.secret,
         "SUPABASE_JWT_SECRET": running.keys.jwt_secret,
         "DATABASE_URL": running.database_url,
+        **parts.storage_environment(running.url, running.keys),
         "NEXT_PUBLIC_SUPABASE_URL": running.url,
         "NEXT_PUBLIC_SUPABASE_PUBLISHABLE_KEY": running.keys.publishable,
     }
@@ -94,6 +95,7 @@ def _overview(running: Stack) -> dict[str, str]:
         "Postgres": running.database_url,
         "Chat model": f"{environment['MODEL_BASE_URL']} ({environment['MODEL_NAME']})",
         "Embeddings": f"{environment.get('EMBEDDING_BASE_URL', 'its provider')} ({environment['EMBEDDING_MODEL']})",
+        "Storage by S3": environment["STORAGE_S3_URL"],
         "AWS": environment["AWS_ENDPOINT_URL"],
         "Queue": environment["QUEUE_URL"],
         "Publishable key": running.keys.publishable,

@@ -13,13 +13,15 @@ from infra.local.storage_errors import StorageError
 NAME = re.compile(r"[A-Za-z0-9_!.*'() &$=@;:+,?-]{1,100}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)(gb|mb|kb|b)", re.IGNORECASE)
 UNITS = {"gb": 10**9, "mb": 10**6, "kb": 1000, "b": 1}
-MOST_BYTES = 5 * 1024**3  # of a file, where its bucket sets no lower limit
 ROWS = """
     select jsonb_build_object(
         'id', id, 'name', name, 'owner', coalesce(owner_id, ''), 'public', public, 'type', type,
         'file_size_limit', file_size_limit, 'allowed_mime_types', allowed_mime_types,
         'created_at', created_at, 'updated_at', updated_at
     ) from storage.buckets
+"""
+FIND = """
+    select id, public, least(file_size_limit, %s), allowed_mime_types from storage.buckets where id = %s
 """
 OPTIONAL = ("file_size_limit", "allowed_mime_types", "owner_id")
 INSERT = """
@@ -37,16 +39,12 @@ SORTABLE = {"id", "name", "created_at", "updated_at"}
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What an upload and a download must know of a bucket; None limits nothing."""
+    """What an upload and a download must know of a bucket; without `allowed_mime_types` any will do."""
 
     id: str
     public: bool
-    file_size_limit: int | None
+    most_bytes: int
     allowed_mime_types: list[str] | None
-
-    @property
-    def most_bytes(self) -> int:
-        return MOST_BYTES if self.file_size_limit is None else min(self.file_size_limit, MOST_BYTES)
 
     def check_size(self, byte_count: int) -> None:
         """Raises `StorageError` for a file that is too large."""
@@ -63,11 +61,11 @@ class Bucket:
             raise storage_errors.invalid_mime_type(mime_type)
 
 
-async def find(database: AsyncConnection, bucket_id: str) -> Bucket:
-    """The bucket. Raises `StorageError` where there is none the caller may see."""
-    found = await database.execute(
-        "select id, public, file_size_limit, allowed_mime_types from storage.buckets where id = %s", [bucket_id]
-    )
+async def find(database: AsyncConnection, bucket_id: str, most_bytes: int) -> Bucket:
+    """The bucket, with the lower limit of the two. Raises `StorageError` where there is none the caller may see."""
+    if "\0" in bucket_id:
+        raise storage_errors.no_such_bucket()
+    found = await database.execute(FIND, [most_bytes, bucket_id])
     row = await found.fetchone()
     if row is None:
         raise storage_errors.no_such_bucket()

@@ -24,6 +24,7 @@ from infra.local.forwarding import LIMITS, forward, streamed, whole
 from infra.local.keys import Keys
 from infra.local.object_store import ObjectStore
 from infra.local.realtime import Realtime
+from infra.local.storage_callers import MOST_BYTES, UPLOAD_SECONDS, Storage
 from infra.local.storage_errors import StorageError, drained
 
 MEGABYTE = 1024 * 1024
@@ -37,6 +38,16 @@ CORS = Middleware(
     allow_headers=["*"],
     expose_headers=["content-range", "content-location", "preference-applied", "link", "x-total-count"],
 )
+STORAGE_CORS = Middleware(
+    CORSMiddleware,
+    allow_origins=["*"],
+    allow_methods=["*"],
+    allow_headers=["*"],
+    expose_headers=[
+        *("accept-ranges", "content-range", "etag", "location", "tus-extension", "tus-max-size", "tus-resumable"),
+        *("tus-version", "upload-expires", "upload-length", "upload-metadata", "upload-offset"),
+    ],
+)
 
 
 def main() -> None:
@@ -49,6 +60,8 @@ def main() -> None:
         functions_url=environment["FUNCTIONS_URL"],
         database_url=environment["DATABASE_URL"],
         aws_url=environment["AWS_ENDPOINT_URL"],
+        most_bytes=int(environment.get("FILE_SIZE_LIMIT", MOST_BYTES)),  # both as Supabase's own storage names them
+        upload_seconds=int(environment.get("TUS_URL_EXPIRY_MS", 1000 * UPLOAD_SECONDS)) // 1000,
     )
     uvicorn.run(
         app,
@@ -64,14 +77,24 @@ NAMED = {"application_name": "gateway"}
 
 
 def create(
-    keys: Keys, supabase_url: str, lite_url: str, functions_url: str, database_url: str, aws_url: str
+    keys: Keys,
+    supabase_url: str,
+    lite_url: str,
+    functions_url: str,
+    database_url: str,
+    aws_url: str,
+    most_bytes: int,
+    upload_seconds: int,
 ) -> Starlette:
-    """The gateway in front of lite at `lite_url`, of the functions at `functions_url`, of moto at `aws_url`."""
+    """The gateway in front of lite at `lite_url`, of the functions at `functions_url`, of moto at `aws_url`.
+
+    Storage takes files of at most `most_bytes`, and gives a resumable upload `upload_seconds`.
+    """
     http = httpx.AsyncClient(limits=LIMITS, trust_env=False)
     check = AsyncConnectionPool.check_connection  # after a restart of the database the old connections are dead
     pool = AsyncConnectionPool(database_url, min_size=1, max_size=4, open=False, check=check, kwargs=NAMED)
     realtime = Realtime(keys, database_url, pool)
-    store = ObjectStore(http, aws_url)
+    stored = Storage(keys, pool, ObjectStore(http, aws_url), most_bytes, upload_seconds)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -117,7 +140,7 @@ def create(
                 routes=[WebSocketRoute("/websocket", realtime.websocket), *broadcasts],
                 middleware=[CORS, limited_to_10],
             ),
-            Mount("/storage/v1", routes=storage.routes(keys, pool, store), middleware=[CORS]),
+            Mount("/storage/v1", routes=storage.routes(stored), middleware=[STORAGE_CORS]),
             Mount(
                 "/functions/v1",
                 routes=[Route("/{path:path}", functions, methods=METHODS)],

@@ -73,17 +73,17 @@ class ListingV2(BaseModel):
 
 
 async def list_objects(database: AsyncConnection, bucket_id: str, asked: Listing) -> list[dict[str, Any]]:
-    """A page of a folder, its folders first."""
+    """A page of a folder."""
     prefix = f"{asked.prefix.rstrip('/')}/" if asked.prefix.strip("/") else ""
     values = {"bucket": bucket_id, "prefix": prefix, "search": asked.search}
-    return await _page(database, LEVEL, "id is not null", asked.sortBy, values, asked.limit, asked.offset)
+    return await _page(database, LEVEL, asked.sortBy, values, asked.limit, asked.offset)
 
 
 async def list_objects_v2(database: AsyncConnection, bucket_id: str, asked: ListingV2) -> dict[str, Any]:
     """A page of a prefix: folders and objects apart, and where the next page begins."""
     limit, offset = min(asked.limit, 1000), _offset(asked.cursor)
     values = {"bucket": bucket_id, "prefix": asked.prefix, "has_folders": asked.with_delimiter}
-    entries = await _page(database, TREE, "true", asked.sortBy, values, limit + 1, offset)
+    entries = await _page(database, TREE, asked.sortBy, values, limit + 1, offset)
     page = entries[:limit]
     has_next = len(entries) > limit
     return {
@@ -97,15 +97,17 @@ async def list_objects_v2(database: AsyncConnection, bucket_id: str, asked: List
 async def _page(
     database: AsyncConnection,
     entries: LiteralString,
-    first: LiteralString,
     order: Order,
     values: dict[str, Any],
     limit: int,
     offset: int,
 ) -> list[dict[str, Any]]:
+    """Folders come first, as they always have in the real one."""
     direction: LiteralString = "desc" if order.order == "desc" else "asc"
-    query = f"{entries} order by {first}, {COLUMNS[order.column]} {direction}, name limit %(limit)s offset %(offset)s"
-    found = await database.execute(query, {**values, "limit": limit, "offset": offset})
+    query = f"{entries} order by id is not null, {COLUMNS[order.column]} {direction}, name"
+    found = await database.execute(
+        f"{query} limit %(limit)s offset %(offset)s", {**values, "limit": limit, "offset": offset}
+    )
     return [entry for (entry,) in await found.fetchall()]
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlencode
 from xml.sax.saxutils import escape
@@ -16,6 +16,7 @@ S3_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 # moto finds the service by it and verifies nothing.
 AUTHORIZATION = "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 PART_BYTES = 6 * 1024 * 1024  # S3 takes no smaller part but the last
+PIECE_BYTES = 256 * 1024
 MOST_KEYS = 1000
 MOST_PARTS = 10_000
 
@@ -108,15 +109,22 @@ class ObjectStore:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> httpx.Request:
+        length = {} if body is None else {"content-length": str(len(body))}
         target = f"/{s3_name(bucket)}" + (f"/{quote(name)}" if name else "") + (f"?{urlencode(query)}" if query else "")
         return self.http.build_request(
             method,
             self.url,
-            headers={"authorization": AUTHORIZATION, **(headers or {})},
-            content=body,
+            headers={"authorization": AUTHORIZATION, **length, **(headers or {})},
+            content=None if body is None else _pieces(body),
             timeout=TIMEOUT,
             extensions={"target": target.encode()},
         )
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """In one piece it would be copied whole by each layer below."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield body[start : start + PIECE_BYTES]
 
 
 def s3_name(bucket: str) -> str:

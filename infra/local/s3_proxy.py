@@ -7,30 +7,30 @@ from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
 import httpx
-from psycopg_pool import AsyncConnectionPool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from infra.local import buckets, object_rows, s3_signature
+from infra.local import buckets, object_rows, s3_signature, storage_errors
 from infra.local.buckets import Bucket
 from infra.local.forwarding import end_to_end, forward, streamed, whole
-from infra.local.keys import Keys
 from infra.local.object_store import AUTHORIZATION, ObjectStore, s3_name, values
+from infra.local.storage_callers import Storage
 from infra.local.storage_errors import StorageError, drained
 
 PREFIX = "/storage/v1/s3"
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
+MOST_DELETION_BYTES = 2 * 1024 * 1024
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
-def routes(keys: Keys, pool: AsyncConnectionPool, store: ObjectStore) -> list[Route]:
+def routes(storage: Storage) -> list[Route]:
     """Every S3 request below `/storage/v1/s3`."""
 
     async def answer(request: Request) -> Response:
         try:
-            s3_signature.verify(request, keys)
-            return await _answer(request, pool, store)
+            s3_signature.verify(request, storage.keys)
+            return await _answer(request, storage)
         except StorageError as refusal:
             await drained(request)
             return refusal.xml()
@@ -38,26 +38,31 @@ def routes(keys: Keys, pool: AsyncConnectionPool, store: ObjectStore) -> list[Ro
     return [Route("/s3/{path:path}", answer, methods=METHODS), Route("/s3", answer, methods=METHODS)]
 
 
-async def _answer(request: Request, pool: AsyncConnectionPool, store: ObjectStore) -> Response:
-    path = request.scope["raw_path"].decode("latin-1").removeprefix(PREFIX).strip("/")
+async def _answer(request: Request, storage: Storage) -> Response:
+    path = request.scope["raw_path"].decode("latin-1").removeprefix(PREFIX).lstrip("/")
     bucket_id, _, name = map(unquote, path.partition("/"))
     if not bucket_id:
-        return await _list_buckets(pool)
+        return await _list_buckets(storage)
     if not name and request.method in ("PUT", "DELETE") and not request.query_params:
-        return await _make_or_remove(request.method, bucket_id, pool, store)
-    async with pool.connection() as database:
-        bucket = await buckets.find(database, bucket_id)
-    await store.make(bucket_id)
+        return await _make_or_remove(request.method, bucket_id, storage)
+    async with storage.pool.connection() as database:
+        bucket = await buckets.find(database, bucket_id, storage.most_bytes)
+    await storage.store.make(bucket_id)
     if name and request.method in ("PUT", "POST"):
-        await _check(request, bucket, name, store)
-    answer = await _forward(request, bucket_id, name, store)
-    written = await _written(request, bucket_id, name, answer, pool, store)
+        await _check(request, bucket, name, storage.store)
+    deleted = await _deleted(request, name)
+    answer = await _forward(request, bucket_id, name, storage.store)
     ours = (b"access-control-allow-origin", b"server", b"date", b"x-amz-content-sha256")
-    return streamed(answer, *ours) if written is None else whole(answer, written, *ours)
+    if not deleted and not (name and _writes(request)):
+        return streamed(answer, *ours)
+    body = await answer.aread()  # short, and the rows must say the same before anybody hears of it
+    if answer.is_success:
+        await _record(storage, bucket_id, name, deleted)
+    return whole(answer, body, *ours)
 
 
 async def _forward(request: Request, bucket_id: str, name: str, store: ObjectStore) -> httpx.Response:
-    target = f"/{s3_name(bucket_id)}/{quote(name)}".rstrip("/").encode()
+    target = (f"/{s3_name(bucket_id)}" + (f"/{quote(name)}" if name else "")).encode()
     query = s3_signature.unsigned(request.scope["query_string"])
     headers = end_to_end(request.headers.raw, b"host", b"authorization", b"x-amz-copy-source", b"expect")
     headers.append((b"authorization", AUTHORIZATION.encode()))
@@ -67,26 +72,27 @@ async def _forward(request: Request, bucket_id: str, name: str, store: ObjectSto
     return await forward(request, store.http, store.url, target + b"?" * bool(query) + query, headers)
 
 
-async def _written(
-    request: Request, bucket_id: str, name: str, answer: httpx.Response, pool: AsyncConnectionPool, store: ObjectStore
-) -> bytes | None:
-    """The whole answer to a request that has changed what objects there are, once the rows say the same."""
+def _writes(request: Request) -> bool:
     query = request.query_params
-    deletes = (request.method == "DELETE" and "uploadId" not in query) or "delete" in query
-    writes = (request.method == "PUT" and "partNumber" not in query) or (
-        request.method == "POST" and "uploadId" in query
-    )
-    if not (deletes or writes):
-        return None
-    body = await answer.aread()
-    if answer.is_error:
-        return body
-    async with pool.connection() as database:
-        if deletes:
-            await object_rows.forget(database, bucket_id, [name] if name else values(answer.text, "Key"))
-        elif stored := await store.head(bucket_id, name):
+    return (request.method == "PUT" and "partNumber" not in query) or (request.method == "POST" and "uploadId" in query)
+
+
+async def _deleted(request: Request, name: str) -> list[str]:
+    """The objects that the request deletes."""
+    if request.method == "POST" and not name and "delete" in request.query_params:
+        if int(request.headers.get("content-length", 0)) > MOST_DELETION_BYTES:
+            raise storage_errors.too_large()
+        return values((await request.body()).decode(), "Key")
+    is_deletion = request.method == "DELETE" and not {"uploadId", "tagging"} & request.query_params.keys()
+    return [name] if name and is_deletion else []
+
+
+async def _record(storage: Storage, bucket_id: str, name: str, deleted: list[str]) -> None:
+    async with storage.pool.connection() as database:
+        if deleted:
+            await object_rows.forget(database, bucket_id, deleted)
+        elif stored := await storage.store.head(bucket_id, name):
             await object_rows.record(database, bucket_id, name, stored, object_rows.user_metadata(stored))
-    return body
 
 
 async def _check(request: Request, bucket: Bucket, name: str, store: ObjectStore) -> None:
@@ -96,12 +102,12 @@ async def _check(request: Request, bucket: Bucket, name: str, store: ObjectStore
     upload_id = request.query_params.get("uploadId")
     if upload_id is None and "x-amz-copy-source" not in request.headers:
         bucket.check_mime_type(request.headers.get("content-type", "application/octet-stream"))
-    if upload_id is not None and request.method == "POST" and bucket.file_size_limit is not None:
+    if upload_id is not None and request.method == "POST":
         bucket.check_size(await store.uploaded_bytes(bucket.id, name, upload_id))
 
 
-async def _list_buckets(pool: AsyncConnectionPool) -> Response:
-    async with pool.connection() as database:
+async def _list_buckets(storage: Storage) -> Response:
+    async with storage.pool.connection() as database:
         rows = await buckets.select(database)
     listed = "".join(
         f"<Bucket><Name>{escape(row['name'])}</Name><CreationDate>{row['created_at']}</CreationDate></Bucket>"
@@ -111,11 +117,11 @@ async def _list_buckets(pool: AsyncConnectionPool) -> Response:
     return Response(body, media_type="application/xml")
 
 
-async def _make_or_remove(method: str, bucket_id: str, pool: AsyncConnectionPool, store: ObjectStore) -> Response:
-    async with pool.connection() as database:
+async def _make_or_remove(method: str, bucket_id: str, storage: Storage) -> Response:
+    async with storage.pool.connection() as database:
         if method == "PUT":
             await buckets.insert(database, bucket_id)
             return Response(headers={"location": f"/{quote(bucket_id)}"})
         await buckets.delete(database, bucket_id, code="BucketNotEmpty")
-    await store.remove(bucket_id)
+    await storage.store.remove(bucket_id)
     return Response(status_code=204)

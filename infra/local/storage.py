@@ -3,15 +3,13 @@
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from psycopg_pool import AsyncConnectionPool
 from pydantic import AfterValidator, BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.local import buckets, object_rows, s3_proxy, storage_errors, storage_objects
-from infra.local.keys import Keys
-from infra.local.object_store import ObjectStore
+from infra.local.resumable_uploads import Resumable
 from infra.local.storage_callers import Claims, Storage, sent
 
 Work = Callable[[Request, Storage, Claims], Awaitable[Response]]
@@ -30,9 +28,8 @@ class NewBucket(BucketSettings):
     id: str | None = None
 
 
-def routes(keys: Keys, pool: AsyncConnectionPool, store: ObjectStore) -> list[Route]:
+def routes(storage: Storage) -> list[Route]:
     """Every route; a caller who says who he is acts with his own rights."""
-    storage = Storage(keys, pool, store)
 
     def route(method: str, path: str, work: Work) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -41,13 +38,14 @@ def routes(keys: Keys, pool: AsyncConnectionPool, store: ObjectStore) -> list[Ro
         return Route(path, endpoint, methods=[method])
 
     return [
-        *s3_proxy.routes(keys, pool, store),
+        *s3_proxy.routes(storage),
         route("GET", "/bucket", list_buckets),
         route("POST", "/bucket", create_bucket),
         route("GET", "/bucket/{bucket}", read_bucket),
         route("PUT", "/bucket/{bucket}", update_bucket),
         route("DELETE", "/bucket/{bucket}", delete_bucket),
         route("POST", "/bucket/{bucket}/empty", empty_bucket),
+        *Resumable(storage).routes(),
         *storage_objects.routes(storage),
         Route("/render/{path:path}", refuse_transformation),
     ]
@@ -98,7 +96,7 @@ async def empty_bucket(request: Request, storage: Storage, claims: Claims) -> Re
     """Delete all objects the caller may delete; a hosted project does it later, here it is done."""
     bucket_id = request.path_params["bucket"]
     async with storage.acting(claims) as database:
-        await buckets.find(database, bucket_id)
+        await buckets.read(database, bucket_id)
         names = [row["name"] for row in await object_rows.select(database, "bucket_id = %s", [bucket_id])]
         deleted = await object_rows.forget(database, bucket_id, names)
     await storage.store.delete(bucket_id, [row["name"] for row in deleted])

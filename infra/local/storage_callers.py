@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, DataError
 from psycopg.errors import InsufficientPrivilege, InvalidParameterValue
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, ValidationError
@@ -20,16 +20,24 @@ from infra.local.keys import Keys
 from infra.local.object_store import ObjectStore
 
 Claims = dict[str, Any]
+SUPERUSER: Claims = {"role": "service_role"}  # what a signed address allows is no longer asked of the policies
+MOST_BYTES = 5 * 1024**3
+UPLOAD_SECONDS = 24 * 60 * 60
 Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What every request needs: the keys it is checked with, the rows, and the objects behind them."""
+    """What every request needs: the keys it is checked with, the rows, the objects behind them, and the limits.
+
+    No file is larger than `most_bytes`, whatever its bucket allows; a resumable upload ends after `upload_seconds`.
+    """
 
     keys: Keys
     pool: AsyncConnectionPool
     store: ObjectStore
+    most_bytes: int
+    upload_seconds: int
 
     def caller(self, request: Request) -> Claims:
         """The caller's claims; a bearer token speaks before the API key. Raises `StorageError` without a valid one."""
@@ -51,6 +59,8 @@ class Storage:
                 yield database
         except (InsufficientPrivilege, InvalidParameterValue) as error:
             raise storage_errors.denied("new row violates row-level security policy") from error
+        except DataError as error:
+            raise storage_errors.invalid(str(error)) from error
 
 
 async def sent(request: Request, model: type[Model]) -> Model:

@@ -1,6 +1,5 @@
-"""What the storage API refuses, in the real one's words and shapes: JSON, and XML for the S3 protocol."""
+"""What the storage API refuses, in the real one's words and shapes: JSON, XML for the S3 protocol, text for TUS."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from xml.sax.saxutils import escape
 
@@ -30,8 +29,8 @@ class StorageError(Exception):
         body = f"<Error><Code>{escape(self.code)}</Code><Message>{escape(self.message)}</Message></Error>"
         return Response(body, self.status, media_type="application/xml")
 
-    def text(self, headers: Mapping[str, str]) -> Response:
-        return Response(self.message, self.status, headers, media_type="text/plain")
+    def text(self) -> Response:
+        return Response(self.message, self.status, media_type="text/plain")
 
 
 async def drained(request: Request) -> None:

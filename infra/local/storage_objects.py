@@ -11,10 +11,9 @@ from starlette.routing import Route
 
 from infra.local import buckets, downloads, object_rows, signed_urls, storage_errors, uploads
 from infra.local.object_listing import Listing, ListingV2, list_objects, list_objects_v2
-from infra.local.storage_callers import Claims, Storage, sent
+from infra.local.storage_callers import SUPERUSER, Claims, Storage, sent
 from infra.local.storage_errors import StorageError
 
-SUPERUSER: Claims = {"role": "service_role"}  # what a signed address allows is no longer asked of the policies
 NO_OBJECT = "Either the object does not exist or you do not have access to it"
 Work = Callable[[Request, Storage], Awaitable[Response]]
 
@@ -229,7 +228,7 @@ async def _row(request: Request, storage: Storage) -> dict[str, Any]:
     """Without a valid key a private bucket isn't there at all."""
     bucket_id, name = _path(request)
     async with storage.pool.connection() as database:
-        if (await buckets.find(database, bucket_id)).public:
+        if (await buckets.find(database, bucket_id, storage.most_bytes)).public:
             return await object_rows.find(database, bucket_id, name)
     try:
         claims = storage.caller(request)
@@ -242,7 +241,7 @@ async def _row(request: Request, storage: Storage) -> dict[str, Any]:
 async def _public_row(request: Request, storage: Storage) -> dict[str, Any]:
     bucket_id, name = _path(request)
     async with storage.pool.connection() as database:
-        if not (await buckets.find(database, bucket_id)).public:
+        if not (await buckets.find(database, bucket_id, storage.most_bytes)).public:
             raise storage_errors.no_such_bucket()
         return await object_rows.find(database, bucket_id, name)
 

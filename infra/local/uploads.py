@@ -89,7 +89,7 @@ async def upload(
     """Write the request's file, in the caller's name; gives the row. Raises `StorageError`."""
     object_rows.check_name(name)
     async with storage.pool.connection() as database:
-        bucket = await buckets.find(database, bucket_id)
+        bucket = await buckets.find(database, bucket_id, storage.most_bytes)
     file = await _open(request)
     bucket.check_mime_type(file.mime_type)
     if "multipart/form-data" not in request.headers.get("content-type", ""):

@@ -207,7 +207,8 @@ def test_the_gateway_says_that_it_is_up_and_what_it_serves(stack: Stack) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/rest/v1/rows", "/auth/v1/signup", "/auth/v1/admin/users", "/realtime/v1/api/broadcast"]
+    "path",
+    ["/rest/v1/rows", "/auth/v1/signup", "/auth/v1/admin/users", "/realtime/v1/api/broadcast", "/storage/v1/bucket"],
 )
 def test_a_page_of_another_origin_may_call(stack: Stack, path: str) -> None:
     origin = {"origin": "http://localhost:3000"}

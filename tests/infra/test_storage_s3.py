@@ -116,13 +116,13 @@ def test_objects_are_listed_copied_and_deleted(s3: Any) -> None:
     page = s3.list_objects_v2(Bucket=bucket, Delimiter="/")
     s3.copy_object(Bucket=other, Key="copied", CopySource={"Bucket": bucket, "Key": "a/1"})
     s3.delete_object(Bucket=bucket, Key="b")
-    s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "a/1"}, {"Key": "a/2"}]})
+    s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "a/1"}, {"Key": "a/2"}], "Quiet": True})
 
     assert [each["Prefix"] for each in page["CommonPrefixes"]] == ["a/"]
     assert [each["Key"] for each in page["Contents"]] == ["b"]
     assert s3.get_object(Bucket=other, Key="copied")["Body"].read() == b"a/1"
     assert "Contents" not in s3.list_objects_v2(Bucket=bucket)
-    s3.delete_bucket(Bucket=bucket)
+    s3.delete_bucket(Bucket=bucket)  # no row is left either
     names = [each["Name"] for each in s3.list_buckets()["Buckets"]]
     assert (bucket in names, other in names) == (False, True)
 
@@ -167,6 +167,19 @@ def test_a_presigned_address_opens_what_it_names(s3: Any, bucket: str) -> None:
     assert "SignatureDoesNotMatch" in tampered.text
     assert expired.status_code == 403
     assert "Request has expired" in expired.text
+
+
+def test_a_presigned_address_takes_an_upload(s3: Any, bucket: str) -> None:
+    address = s3.generate_presigned_url("put_object", {"Bucket": bucket, "Key": "folder/sent"}, ExpiresIn=60)
+
+    assert httpx.put(address, content=b"hello").is_success
+    assert s3.get_object(Bucket=bucket, Key="folder/sent")["Body"].read() == b"hello"
+
+
+def test_a_name_may_end_in_a_slash(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="empty folder/", Body=b"")
+
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket=bucket, Prefix="empty")["Contents"]] == ["empty folder/"]
 
 
 def test_a_wrong_secret_is_refused(stack: Stack, bucket: str) -> None:
