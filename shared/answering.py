@@ -260,6 +260,7 @@ async def close(
         model_version=model,
         error_code=error_code,
         latency_ms=quotas.latency_ms(trace),
+        routed_version=trace.facts.get("routed"),
         flags=[flag.model_dump() for flag in draft.flags],
         **quotas.tokens(spent),
     )

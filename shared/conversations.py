@@ -76,6 +76,7 @@ class Closing:
     is_estimated: bool | None = None
     cost_usd: str | None = None
     latency_ms: int | None = None
+    routed_version: str | None = None
     flags: list[dict[str, str]] = field(default_factory=list)
 
 

@@ -73,7 +73,8 @@ NOTHING = Spent(Usage(0, 0), Decimal(0))
 class Route:
     """The models in the order they are asked, how much they may say, and how long they may pause while they do.
 
-    `detours` are the models for what the others won't take, by what is the matter with it.
+    `detours` are the models for what the others won't take, by what is the matter with it. `version` is the served one
+    that the user was sent to.
     """
 
     chain: Sequence[Model]
@@ -82,6 +83,7 @@ class Route:
     answer_tokens: int
     answer_characters: int
     stall_seconds: float
+    version: str | None = None
 
     def most(self, prompt_tokens: int) -> Spent:
         """What an answer can cost at most, by the dearest that may be asked for it."""
@@ -237,6 +239,8 @@ async def _first(
     failed, attempts = ProviderFailed(Failure.LATE), 0
     rests: list[float] = []
     waiting, is_detour = deque(route.chain), False
+    if route.version:
+        trace.facts["routed"] = route.version
     while waiting:
         model = waiting.popleft()
         if rest_seconds := route.breakers.wait_seconds(model.provider):

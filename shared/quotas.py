@@ -64,6 +64,7 @@ class Charge:
     is_estimated: bool
     cost_usd: str
     latency_ms: int | None
+    routed_version: str | None = None
 
 
 def of_turns(settings: Settings, caller: Anybody, address: str) -> Quota | None:
@@ -139,6 +140,7 @@ async def close_call(
         error_code=error_code,
         model_version=model or trace.facts.get("model"),
         latency_ms=latency_ms(trace),
+        routed_version=trace.facts.get("routed"),
         **tokens(spent),
     )
     try:

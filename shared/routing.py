@@ -88,7 +88,8 @@ class Router:
         await self._look()
         first = self._allowed(wanted) if wanted else chosen(self.versions, user_key)
         chain = [first, *(model for model in self.chain if model.asked != first.asked)] if first else self.chain
-        return self._route(chain, self.detours, self.breakers)
+        version = first.name if first and not wanted else None
+        return self._route(chain, self.detours, self.breakers, version)
 
     def model(self, provider: str, provider_model: str, name: str) -> Model:
         """A version's model, served or not; `name` is its `model@version`.
@@ -121,7 +122,13 @@ class Router:
         row = (PROVIDERS | (self.settings.model_providers or {})).get(provider)
         return row.wire if row else None
 
-    def _route(self, chain: Sequence[Model], detours: Mapping[Failure, Sequence[Model]], breakers: Breakers) -> Route:
+    def _route(
+        self,
+        chain: Sequence[Model],
+        detours: Mapping[Failure, Sequence[Model]],
+        breakers: Breakers,
+        version: str | None = None,
+    ) -> Route:
         settings = self.settings
         return Route(
             chain=chain,
@@ -130,6 +137,7 @@ class Router:
             answer_tokens=settings.answer_tokens,
             answer_characters=settings.answer_characters,
             stall_seconds=settings.stall_seconds,
+            version=version,
         )
 
     def _known(self) -> dict[str, Model]:

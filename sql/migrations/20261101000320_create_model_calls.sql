@@ -13,6 +13,7 @@ create table public.model_calls (
   status text,
   error_code text,
   model_version text,
+  routed_version text,
   input_tokens integer not null default 0,
   cached_tokens integer not null default 0,
   output_tokens integer not null default 0,
@@ -24,6 +25,9 @@ create table public.model_calls (
 );
 
 comment on column public.model_calls.user_id is 'null: a visitor, or a user who is gone.';
+comment on column public.model_calls.model_version is 'What answered, or was asked last.';
+comment on column public.model_calls.routed_version is
+  'The version its user was sent to; where that failed, another model answered. null: he named one, or none is served.';
 comment on column public.model_calls.cached_tokens is 'Of the input, what the provider had in its cache.';
 comment on column public.model_calls.reasoning_tokens is 'Of the output, what the model thought and did not say.';
 comment on column public.model_calls.is_estimated is 'Whether tokens were counted here, or have no known price.';
@@ -32,7 +36,7 @@ comment on column public.model_calls.expires_at is 'After this whoever reserved 
 create index model_calls_user_id_created_at_idx on public.model_calls (user_id, created_at);
 create index model_calls_reserved_idx on public.model_calls (user_id, expires_at) where state = 'reserved';
 create index model_calls_created_at_idx on public.model_calls (created_at);
-create index model_calls_model_version_created_at_idx on public.model_calls (model_version, created_at);
+create index model_calls_routed_version_created_at_idx on public.model_calls (routed_version, created_at);
 create index model_calls_conversation_id_idx on public.model_calls (conversation_id);
 
 alter table public.model_calls enable row level security;
@@ -199,7 +203,8 @@ create function private.settle_call(
   reasoning_tokens integer,
   is_estimated boolean,
   cost_usd numeric,
-  latency_ms integer
+  latency_ms integer,
+  routed_version text
 )
 returns void
 language plpgsql
@@ -221,13 +226,14 @@ begin
 
   insert into public.model_calls (
     id, user_id, function, conversation_id, state, status, error_code, model_version, input_tokens, cached_tokens,
-    output_tokens, reasoning_tokens, is_estimated, cost_usd, latency_ms, created_at
+    output_tokens, reasoning_tokens, is_estimated, cost_usd, latency_ms, routed_version, created_at
   )
   values (
     call_id, payer, settle_call.function, conversation, 'settled', settle_call.status, settle_call.error_code,
     settle_call.model_version, greatest(settle_call.input_tokens, 0), greatest(settle_call.cached_tokens, 0),
     greatest(settle_call.output_tokens, 0), greatest(settle_call.reasoning_tokens, 0),
-    coalesce(settle_call.is_estimated, false), spent_usd, settle_call.latency_ms, spent_at
+    coalesce(settle_call.is_estimated, false), spent_usd, settle_call.latency_ms,
+    settle_call.routed_version, spent_at
   )
   on conflict (id) do nothing;
 
@@ -244,8 +250,8 @@ end
 $$;
 
 revoke all on function private.settle_call(
-  uuid, bigint, text, bigint, text, text, text, integer, integer, integer, integer, boolean, numeric, integer
+  uuid, bigint, text, bigint, text, text, text, integer, integer, integer, integer, boolean, numeric, integer, text
 ) from public, anon, authenticated;
 grant execute on function private.settle_call(
-  uuid, bigint, text, bigint, text, text, text, integer, integer, integer, integer, boolean, numeric, integer
+  uuid, bigint, text, bigint, text, text, text, integer, integer, integer, integer, boolean, numeric, integer, text
 ) to service_role;

@@ -313,7 +313,8 @@ create function public.close_turn(
   reasoning_tokens integer default null,
   is_estimated boolean default null,
   cost_usd numeric default null,
-  latency_ms integer default null
+  latency_ms integer default null,
+  routed_version text default null
 )
 returns void
 language sql
@@ -323,7 +324,7 @@ as $$
     close_turn.attempt, close_turn.user_id, 'ai-finance', close_turn.conversation_id, close_turn.status,
     close_turn.error_code, close_turn.model_version, close_turn.input_tokens, close_turn.cached_tokens,
     close_turn.output_tokens, close_turn.reasoning_tokens, close_turn.is_estimated, close_turn.cost_usd,
-    close_turn.latency_ms
+    close_turn.latency_ms, close_turn.routed_version
   );
 
   delete from public.open_turns
@@ -363,11 +364,11 @@ $$;
 
 revoke all on function public.close_turn(
   bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb, integer, integer,
-  boolean, numeric, integer
+  boolean, numeric, integer, text
 ) from public, anon, authenticated;
 grant execute on function public.close_turn(
   bigint, bigint, uuid, uuid, text, text, text, text, jsonb, text, text, integer, integer, jsonb, integer, integer,
-  boolean, numeric, integer
+  boolean, numeric, integer, text
 ) to service_role;
 
 -- Leaves an open turn to a worker: the conversation is there from now on, as pending. Nothing happens to a turn that

@@ -133,7 +133,8 @@ create function public.close_call(
   reasoning_tokens integer default null,
   is_estimated boolean default null,
   cost_usd numeric default null,
-  latency_ms integer default null
+  latency_ms integer default null,
+  routed_version text default null
 )
 returns void
 language sql
@@ -142,13 +143,14 @@ as $$
   select private.settle_call(
     close_call.call_id, close_call.user_id, close_call.function, null, close_call.status, close_call.error_code,
     close_call.model_version, close_call.input_tokens, close_call.cached_tokens, close_call.output_tokens,
-    close_call.reasoning_tokens, close_call.is_estimated, close_call.cost_usd, close_call.latency_ms
+    close_call.reasoning_tokens, close_call.is_estimated, close_call.cost_usd, close_call.latency_ms,
+    close_call.routed_version
   )
 $$;
 
 revoke all on function public.close_call(
-  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer
+  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer, text
 ) from public, anon, authenticated;
 grant execute on function public.close_call(
-  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer
+  uuid, text, text, bigint, text, text, integer, integer, integer, integer, boolean, numeric, integer, text
 ) to service_role;

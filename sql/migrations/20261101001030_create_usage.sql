@@ -62,6 +62,7 @@ select
   call.function,
   call.status,
   call.model_version,
+  call.routed_version,
   call.input_tokens,
   call.cached_tokens,
   call.output_tokens,

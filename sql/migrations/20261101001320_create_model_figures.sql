@@ -1,8 +1,9 @@
 -- What is told of the models: a canary's figures beside the active version's, and the list of versions.
 
--- What a version's calls have come to since then: {"version", "answers", "failed", "users", "thumbs_up", "thumbs_down",
--- "votes", "latency_count", "latency_sum_ms", "latencies_ms"}. `votes` has [up, down] of each user who has given a
--- thumb, so that one who gives many can be counted as one; latencies are of answers, the newest 2000 one by one.
+-- What has come of the calls since then whose users were sent to a version: {"version", "answers", "failed", "users",
+-- "thumbs_up", "thumbs_down", "votes", "latency_count", "latency_sum_ms", "latencies_ms"}. A call that another model
+-- had to answer is a failed one. `votes` has [up, down] of each user who has given its answers a thumb, so that one who
+-- gives many can be counted as one; latencies are of its answers, the newest 2000 one by one.
 create function private.describe_calls(model public.model_metadata, since timestamptz)
 returns jsonb
 language sql
@@ -10,24 +11,27 @@ stable
 set search_path = ''
 as $$
   with calls as materialized (
-    select * from private.rated_calls
-    where model_version = model.model_name || '@' || model.version and created_at >= since
+    select
+      *,
+      status is not distinct from 'failed' or model_version is distinct from routed_version as has_failed
+    from private.rated_calls
+    where routed_version = model.model_name || '@' || model.version and created_at >= since
   ),
 
-  answers as (select latency_ms, created_at from calls where status is distinct from 'failed')
+  answers as (select * from calls where not has_failed)
 
   select jsonb_build_object(
     'version', model.version,
     'answers', (select count(*) from answers),
-    'failed', (select count(*) from calls where status = 'failed'),
+    'failed', (select count(*) from calls where has_failed),
     'users', (select count(distinct user_id) from calls),
-    'thumbs_up', (select count(*) from calls where feedback = 1),
-    'thumbs_down', (select count(*) from calls where feedback = -1),
+    'thumbs_up', (select count(*) from answers where feedback = 1),
+    'thumbs_down', (select count(*) from answers where feedback = -1),
     'votes', (
       select coalesce(jsonb_agg(jsonb_build_array(up, down) order by up, down), '[]')
       from (
         select count(*) filter (where feedback = 1) as up, count(*) filter (where feedback = -1) as down
-        from calls
+        from answers
         where rated_by is not null
         group by rated_by
       ) as by_user

@@ -39,7 +39,8 @@ def figures(family: Family) -> dict[str, Any]:
 def answer(family: Family, api: Client, version: str, thumb: int | None = None, **end: Any) -> int:
     """The user's question is answered by the version, and rated; gives the conversation's id."""
     turn = open_turn(api, turns_per_minute=1000)
-    close_turn(family.service, turn, model_version=f"{family.name}@{version}", **end)
+    name = f"{family.name}@{version}"
+    close_turn(family.service, turn, **{"model_version": name, "routed_version": name, **end})
     api.table("conversations").update({"feedback": thumb}).eq("id", turn["conversation_id"]).execute()
     conversation_id: int = turn["conversation_id"]
     return conversation_id
@@ -83,7 +84,9 @@ def test_both_versions_calls_are_counted_each_for_itself(
     answer(canary, api, "v2")
     for user in (None, user_id):
         called = open_call(canary.service, user)
-        close_call(canary.service, called, model_version=f"{canary.name}@v2", latency_ms=70)
+        close_call(
+            canary.service, called, model_version=f"{canary.name}@v2", routed_version=f"{canary.name}@v2", latency_ms=70
+        )
     answer(canary, neighbour, "v3")
     open_turn(api)
 
@@ -157,15 +160,11 @@ def test_a_canary_that_comes_again_begins_anew(canary: Family, api: Client) -> N
 
 
 def test_a_thumb_is_for_the_version_whose_answer_stands(canary: Family, api: Client) -> None:
-    turn = open_turn(api, request_key="key")
-    first = {"status": "partial", "model_version": f"{canary.name}@v2"}
-    close_turn(canary.service, turn, idempotency_key="key", **first)
-    close_turn(
-        canary.service,
-        open_turn(api, request_key="key"),
-        idempotency_key="key",
-        model_version=f"{canary.name}@v1",
-    )
+    for version, status in ("v2", "partial"), ("v1", "complete"):
+        turn = open_turn(api, request_key="key")
+        name = f"{canary.name}@{version}"
+        said = {"status": status, "model_version": name, "routed_version": name}
+        close_turn(canary.service, turn, idempotency_key="key", **said)
 
     api.table("conversations").update({"feedback": 1}).eq("id", turn["conversation_id"]).execute()
 
@@ -174,14 +173,29 @@ def test_a_thumb_is_for_the_version_whose_answer_stands(canary: Family, api: Cli
     assert (told["active"]["answers"], told["active"]["votes"]) == (1, [[1, 0]])
 
 
+def test_an_answer_that_another_model_gave_is_a_failure_of_the_version(canary: Family, api: Client) -> None:
+    answer(canary, api, "v2", 1, model_version="together:llama")
+
+    told = figures(canary)["canary"]
+
+    assert (told["answers"], told["failed"], told["votes"], told["latencies_ms"]) == (0, 1, [], [])
+
+
+def test_who_names_a_version_says_nothing_of_it(canary: Family, api: Client) -> None:
+    """Whoever chooses his model was not sent there by chance."""
+    answer(canary, api, "v2", 1, routed_version=None)
+
+    assert figures(canary)["canary"] == {"version": "v2", **NOTHING}
+
+
 def test_of_many_latencies_the_newest_are_told_one_by_one(canary: Family, database: psycopg.Connection) -> None:
     database.execute(
         """
-        insert into public.model_calls (id, function, state, status, model_version, latency_ms, created_at)
-        select gen_random_uuid(), 'ai-finance', 'settled', 'complete', %s, number, now() + number * interval '1 ms'
+        insert into public.model_calls (id, function, state, status, model_version, routed_version, latency_ms, created_at)
+        select gen_random_uuid(), 'ai-finance', 'settled', 'complete', %s, %s, number, now() + number * interval '1 ms'
         from generate_series(1, 2100) as number
         """,
-        [f"{canary.name}@v2"],
+        [f"{canary.name}@v2"] * 2,
     )
 
     told = figures(canary)["canary"]
