@@ -9,7 +9,9 @@ import psycopg
 import pytest
 
 from infra.local.stack import Stack
+from tests.functions.deployments import Registry, clients
 from tests.scripted_models import Models
+from tests.sql import retire
 from tests.stand_ins import Model, serving
 from tests.users import User
 
@@ -76,3 +78,20 @@ def bob(stack: Stack) -> User:
             [user.user_id],
         )
     return user
+
+
+@pytest.fixture(scope="module")
+def tuned(stack: Stack, server: Models, knowledge: None) -> Iterator[str]:
+    """The functions' origin, with `tuned` for a provider of fine-tuned models and a model behind them."""
+    asked = {"MODEL_CHAIN": "tuned:chained", "ALLOW_PRIVATE_SOURCES": "true", "SOURCE_HOSTS": "127.0.0.1"}
+    with stack.functions(**asked, **server.providers("tuned")) as origin:
+        yield origin
+
+
+@pytest.fixture
+def registry(stack: Stack, tuned: str) -> Iterator[Registry]:
+    """A model of the test's own, none of whose versions are served when it is over."""
+    own = Registry(stack, tuned, *clients(stack))
+    yield own
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        retire(connection, own.name)

@@ -1,156 +1,380 @@
-"""deploy-model from outside: files into Storage, versions into the registry, users to them and back."""
+"""deploy-model: a version's files from where they are into Storage, whole and checked, or not at all."""
 
+import gzip
 import hashlib
+import io
 import json
+import os
+import signal
+import tarfile
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
-import boto3
 import httpx
 import psycopg
 import pytest
-from botocore.config import Config
+from supabase import create_client
 
 from infra.local.stack import Stack
+from tests.functions.deployments import PATH, Registry
 from tests.shared.model_files import CONFIG, weights
 from tests.users import User
 
-PATH = "/functions/v1/deploy-model"
-
-
-@dataclass
-class Registry:
-    """deploy-model for one test, with a model's name of its own, and the buckets it reads and writes."""
-
-    stack: Stack
-    origin: str
-    training: Any
-    storage: Any
-    name: str = field(default_factory=lambda: f"ton-{uuid4().hex[:8]}")
-
-    def call(self, method: str, path: str = "", body: Any = None, **headers: str) -> httpx.Response:
-        headers = {"apikey": self.stack.keys.secret, **headers}
-        return httpx.request(method, f"{self.origin}{PATH}{path}", json=body, headers=headers, timeout=30)
-
-    def put(self, files: dict[str, bytes], folder: str | None = None) -> str:
-        """Training output in its bucket; gives its address."""
-        folder = folder or f"{self.name}/{uuid4().hex[:6]}"
-        for path, content in files.items():
-            self.training.put_object(Bucket="training", Key=f"{folder}/{path}", Body=content)
-        return f"s3://training/{folder}/"
-
-    def deploy(self, source: str, **fields: Any) -> httpx.Response:
-        body = {"modelName": self.name, "baseModel": "llama-3.1-8b", "source": source, **fields}
-        return self.call("POST", body=body)
-
-    def stored(self, version: str) -> dict[str, bytes]:
-        """The version's folder in Storage."""
-        prefix = f"{self.name}/{version}/"
-        listed = self.storage.list_objects_v2(Bucket="ai-models", Prefix=prefix).get("Contents", [])
-        return {
-            item["Key"].removeprefix(prefix): self.storage.get_object(Bucket="ai-models", Key=item["Key"])[
-                "Body"
-            ].read()
-            for item in listed
-        }
-
-    def orphans(self) -> list[str]:
-        """Uploads in parts that nobody has ended."""
-        listed = self.storage.list_multipart_uploads(Bucket="ai-models", Prefix=self.name).get("Uploads", [])
-        return [upload["Key"] for upload in listed]
-
-    def row(self, version: str) -> dict[str, Any]:
-        answer = self.call("GET", f"/{self.name}/{version}")
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def until(self, version: str, status: str) -> dict[str, Any]:
-        """The version, once its files have come so far."""
-        for _ in range(200):
-            answer = self.call("GET", f"/{self.name}/{version}")
-            if answer.status_code == 200 and answer.json()["status"] == status:
-                found: dict[str, Any] = answer.json()
-                return found
-            time.sleep(0.1)
-        raise AssertionError(answer.text)
-
-
-def s3(stack: Stack, **settings: Any) -> Any:
-    config = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
-    return boto3.client("s3", region_name="us-east-1", config=config, **settings)
-
-
-@pytest.fixture(scope="module")
-def deployments(stack: Stack) -> Iterator[Registry]:
-    environment = stack.environment
-    training = s3(
-        stack,
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
-    )
-    storage = s3(
-        stack,
-        endpoint_url=environment["STORAGE_S3_URL"],
-        aws_access_key_id=environment["S3_PROTOCOL_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["S3_PROTOCOL_ACCESS_KEY_SECRET"],
-    )
-    with stack.functions(ALLOW_PRIVATE_SOURCES="true", SOURCE_HOSTS="127.0.0.1") as origin:
-        yield Registry(stack, origin, training, storage)
-
-
-@pytest.fixture
-def registry(deployments: Registry, stack: Stack) -> Iterator[Registry]:
-    own = Registry(stack, deployments.origin, deployments.training, deployments.storage)
-    yield own
-    with psycopg.connect(stack.database_url) as connection:
-        connection.execute(
-            "update public.model_metadata set is_active = false, traffic_weight = 0 where model_name = %s", [own.name]
-        )
-
-
 FILES = {"model.safetensors": weights(40_000), "config.json": CONFIG}
+MIB = 1024 * 1024
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def announced(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [{"path": path, "sizeBytes": len(each), "sha256": sha256(each)} for path, each in files.items()]
 
 
 def test_a_training_jobs_output_becomes_a_version(registry: Registry) -> None:
-    answer = registry.deploy(registry.put(FILES), metrics={"loss": 0.5}, trainingDataSize=120)
+    answer = registry.deploy(registry.put(FILES), metrics={"loss": 0.5}, trainingDataSize=120, datasetExportId=3)
 
     assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"{PATH}/{registry.name}/v1"
     version = answer.json()["model"]
     assert (version["version"], version["status"], version["baseModel"]) == ("v1", "ready", "llama-3.1-8b")
     assert version["storagePath"] == f"ai-models/{registry.name}/v1"
     assert version["sizeBytes"] == sum(map(len, FILES.values()))
-    assert version["trainingDataSize"] == 120
+    assert (version["trainingDataSize"], version["datasetExportId"]) == (120, 3)
     assert version["performanceMetrics"] == {"training": {"loss": 0.5}}
-    hashes = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.items()}
-    assert {file["path"]: file["sha256"] for file in version["files"]} == hashes
+    assert {file["path"]: file["sha256"] for file in version["files"]} == {
+        path: sha256(content) for path, content in FILES.items()
+    }
+    [parsed] = [file["metadata"] for file in version["files"] if file["format"] == "safetensors"]
+    assert parsed["parameters"] == 40_000
     stored = registry.stored("v1")
     manifest = stored.pop("manifest.json")
     assert stored == FILES
-    assert version["sha256"] == hashlib.sha256(manifest).hexdigest()
-    assert {file["path"]: file["sha256"] for file in json.loads(manifest)["files"]} == hashes
+    assert version["sha256"] == sha256(manifest)
     assert json.loads(manifest)["provenance"]["baseModel"] == "llama-3.1-8b"
+    assert registry.actions("v1") == ["registered", "ready"]
 
 
-def test_a_large_file_goes_on_where_a_killed_run_was(registry: Registry) -> None:
-    pass
+def test_versions_count_on_and_never_change(registry: Registry) -> None:
+    source = registry.put(FILES)
+    assert registry.deploy(source).json()["model"]["version"] == "v1"
+    assert registry.deploy(source).json()["model"]["version"] == "v2"
+
+    again = registry.deploy(registry.put({"model.safetensors": weights(10)}), version="v2")
+
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    assert "versions never change" in again.json()["error"]
+    assert registry.stored("v2")["model.safetensors"] == FILES["model.safetensors"]
 
 
-@pytest.mark.parametrize("token", ["nobody", "publishable", "user"])
-def test_only_admins_deploy(registry: Registry, token: str, alice: User) -> None:
-    headers = {
-        "nobody": {},
-        "publishable": {"apikey": registry.stack.keys.publishable},
-        "user": {"authorization": f"Bearer {alice.token}"},
-    }[token]
-    body = {"modelName": registry.name, "baseModel": "x", "source": "upload"}
+def test_an_archive_is_stored_as_the_files_in_it(registry: Registry) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path, content in FILES.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    source = registry.put({"model.tar.gz": packed.getvalue()})
 
-    answer = httpx.post(f"{registry.origin}{PATH}", json=body, headers=headers)
+    assert registry.deploy(source).status_code == 201
+    stored = registry.stored("v1")
+    del stored["manifest.json"]
+    assert stored == FILES
 
-    assert (answer.status_code, answer.json()["code"]) == (
-        (403, "forbidden") if token == "user" else (401, "unauthenticated")
+
+WRONG: dict[str, tuple[dict[str, bytes], str]] = {
+    "truncated": ({"model.safetensors": FILES["model.safetensors"][:-9]}, "artifact_refused"),
+    "empty": ({"model.safetensors": b""}, "artifact_refused"),
+    "zip bomb": ({"model.tar.gz": gzip.compress(bytes(60 * MIB))}, "artifact_refused"),
+    "pickle": ({"pytorch_model.bin": b"\x80\x04K\x01."}, "pickle_refused"),
+    "pickle by another name": ({"model.safetensors": b"\x80\x04K\x01."}, "pickle_refused"),
+    "unknown": ({"model.exe": b"MZ"}, "artifact_refused"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_with_a_file_is_said_and_nothing_is_stored(registry: Registry, kind: str) -> None:
+    files, code = WRONG[kind]
+
+    answer = registry.deploy(registry.put(files))
+
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert next(iter(files)) in answer.json()["error"]
+    assert registry.stored("v1") == {}
+    assert registry.orphans() == []
+    version = registry.row("v1")
+    assert (version["status"], version["failure"]) == ("failed", answer.json()["error"])
+
+
+def test_a_wrong_hash_leaves_nothing_and_the_right_one_goes_on(registry: Registry) -> None:
+    source = registry.put({"model.safetensors": weights(20 * MIB)})
+    right = sha256(weights(20 * MIB))
+    files = [{"path": "model.safetensors", "sha256": "0" * 64}]
+
+    wrong = registry.deploy(source, version="v1", files=files)
+
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "artifact_refused")
+    assert right in wrong.json()["error"]
+    assert (registry.stored("v1"), registry.orphans()) == ({}, [])
+    again = registry.deploy(source, version="v1", files=[{"path": "model.safetensors", "sha256": right}])
+    assert (again.status_code, again.json()["model"]["status"]) == (201, "ready")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"modelName": "../secrets"}, "modelName"),
+        ({"modelName": "a/b"}, "modelName"),
+        ({"version": "..", "modelName": "x"}, "version"),
+        ({"version": "v 1"}, "version"),
+        ({"files": [{"path": "../../etc/passwd"}]}, "../../etc/passwd"),
+        ({"source": "file:///etc/passwd"}, "source"),
+        ({"source": "upload"}, "files"),
+        ({"source": "http://169.254.169.254/latest/meta-data"}, "169.254.169.254"),
+        ({"source": "https://evil.example/model.safetensors"}, "evil.example"),
+        ({"source": "s3://training/nothing/there/"}, "nothing/there"),
+        ({"baseModel": ""}, "baseModel"),
+        ({"trainingDataSize": -1}, "trainingDataSize"),
+    ],
+    ids=lambda value: next(iter(value)) + " " + str(next(iter(value.values())))[:30] if isinstance(value, dict) else "",
+)
+def test_a_bad_request_says_what_to_change(registry: Registry, fields: dict[str, Any], named: str) -> None:
+    answer = registry.call(
+        "POST", body={"modelName": registry.name, "baseModel": "llama", "source": "s3://training/x/", **fields}
     )
+
+    assert answer.status_code == 422, answer.text
+    assert named in answer.json()["error"]
+
+
+@pytest.mark.parametrize("caller", ["nobody", "visitor", "user"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", ""),
+        ("GET", ""),
+        ("POST", "/canaries"),
+        ("GET", "/ton/v1"),
+        ("GET", "/ton/v1/url"),
+        ("POST", "/ton/v1/finalize"),
+        ("POST", "/ton/v1/activate"),
+        ("POST", "/ton/rollback"),
+        ("DELETE", "/ton/v1"),
+    ],
+)
+def test_only_admins_are_served(registry: Registry, alice: User, caller: str, method: str, path: str) -> None:
+    keys = registry.stack.keys
+    headers = {"visitor": {"apikey": keys.publishable}, "user": {"authorization": f"Bearer {alice.token}"}}
+    body = (
+        {"modelName": "ton", "baseModel": "x", "source": "s3://training/x/"} if (method, path) == ("POST", "") else {}
+    )
+
+    answer = httpx.request(
+        method, f"{registry.origin}{PATH}{path}", json=body, headers=headers.get(caller, {}), timeout=10
+    )
+
+    expected = (403, "forbidden") if caller == "user" else (401, "unauthenticated")
+    assert (answer.status_code, answer.json()["code"]) == expected
+
+
+def test_an_admin_is_named_in_the_history(registry: Registry, stack: Stack) -> None:
+    admin = User.sign_up(stack)
+    admin.become_admin(stack)
+    body = {"modelName": registry.name, "baseModel": "llama", "source": registry.put(FILES)}
+
+    headers = {"authorization": f"Bearer {admin.token}"}
+    answer = httpx.post(f"{registry.origin}{PATH}", json=body, headers=headers, timeout=30)
+
+    assert answer.status_code == 201, answer.text
+    assert registry.row("v1")["history"][-1]["actor"] == f"user {admin.auth_user_id}"
+
+
+def test_an_upload_is_checked_before_it_is_a_version(registry: Registry, stack: Stack) -> None:
+    begun = registry.deploy("upload", files=announced(FILES))
+    assert begun.status_code == 202, begun.text
+    uploads = {each["path"]: each for each in begun.json()["uploads"]}
+    bucket = create_client(stack.url, stack.keys.publishable).storage.from_("ai-models")
+
+    missing = registry.call("POST", f"/{registry.name}/v1/finalize")
+    assert (missing.status_code, missing.json()["code"]) == (422, "artifact_refused")
+    assert "2 of 2 files are missing" in missing.json()["error"]
+
+    bucket.upload_to_signed_url(uploads["config.json"]["object"], uploads["config.json"]["token"], b"{}")
+    weights_to = uploads["model.safetensors"]
+    bucket.upload_to_signed_url(weights_to["object"], weights_to["token"], FILES["model.safetensors"])
+    wrong = registry.call("POST", f"/{registry.name}/v1/finalize")
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "artifact_refused")
+    assert "config.json" in wrong.json()["error"]
+    assert registry.row("v1")["status"] == "uploading"
+
+    bucket.upload_to_signed_url(uploads["config.json"]["object"], uploads["config.json"]["token"], CONFIG)
+    done = registry.call("POST", f"/{registry.name}/v1/finalize")
+    assert (done.status_code, done.json()["status"]) == (200, "ready"), done.text
+    assert registry.stored("v1").keys() == {*FILES, "manifest.json"}
+    assert registry.call("POST", f"/{registry.name}/v1/finalize").status_code == 200
+
+
+def test_an_upload_goes_in_chunks_that_can_be_taken_up_again(registry: Registry) -> None:
+    content = weights(8 * MIB)
+    begun = registry.deploy("upload", files=announced({"model.safetensors": content}))
+    [upload] = begun.json()["uploads"]
+
+    pairs = {"bucketName": upload["bucket"], "objectName": upload["object"]}
+    metadata = ",".join(f"{key} {_base64(value)}" for key, value in pairs.items())
+    headers = {"tus-resumable": "1.0.0", "x-signature": upload["token"]}
+    made = httpx.post(
+        upload["resumableUrl"], headers={**headers, "upload-length": str(len(content)), "upload-metadata": metadata}
+    )
+    assert made.status_code == 201, made.text
+    for offset in range(0, len(content), 6 * MIB):
+        sent = httpx.patch(
+            made.headers["location"],
+            content=content[offset : offset + 6 * MIB],
+            headers={**headers, "upload-offset": str(offset), "content-type": "application/offset+octet-stream"},
+            timeout=30,
+        )
+        assert sent.status_code == 204, sent.text
+
+    assert registry.call("POST", f"/{registry.name}/v1/finalize").json()["status"] == "ready"
+    assert registry.stored("v1")["model.safetensors"] == content
+
+
+def test_a_manifest_in_the_training_bucket_starts_a_deployment(registry: Registry) -> None:
+    run = {"modelName": registry.name, "version": "run-7", "baseModel": "llama", "metrics": {"loss": 0.1}}
+    folder = f"{registry.name}/a run+7"  # S3 writes keys as forms do
+
+    registry.put({**FILES, "manifest.json": json.dumps(run).encode()}, folder)
+
+    version = registry.until("run-7", "ready")
+    assert version["performanceMetrics"] == {"training": {"loss": 0.1}}
+    assert version["history"][-1]["actor"] == f"s3://training/{folder}/manifest.json"
+    assert {file["path"] for file in version["files"]} == set(FILES)
+
+
+def test_the_same_event_again_deploys_nothing_again(registry: Registry) -> None:
+    run = json.dumps({"modelName": registry.name, "baseModel": "llama"}).encode()
+    folder = f"{registry.name}/run"
+    registry.put(FILES, folder)
+    for _ in range(3):
+        registry.put({"manifest.json": run}, folder)
+
+    name = f"run-{hashlib.md5(run, usedforsecurity=False).hexdigest()[:12]}"
+    registry.until(name, "ready")
+    registry.put({"manifest.json": run}, folder)
+    time.sleep(0.5)
+    models = registry.call("GET", f"?modelName={registry.name}").json()["models"]
+    assert [model["version"] for model in models] == [name]
+
+
+def test_what_a_request_has_no_time_for_a_worker_does(registry: Registry, stack: Stack) -> None:
+    content = weights(150 * MIB)
+    source = registry.put({"model.safetensors": content})
+    with stack.functions(REQUEST_TIMEOUT_SECONDS="6") as origin:
+        brief = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        begun = brief.deploy(source)
+        again = brief.deploy(source, version="v1")
+
+    assert (begun.status_code, begun.json()["model"]["status"]) == (202, "transferring")
+    assert again.status_code == 202
+    version = registry.until("v1", "ready")
+    assert version["files"][0]["sha256"] == sha256(content)
+    assert registry.orphans() == []
+    assert registry.actions("v1") == ["registered", "ready"]
+
+
+def test_a_run_that_is_killed_leaves_its_parts_to_the_next(registry: Registry, stack: Stack) -> None:
+    content = weights(200 * MIB)
+    source = registry.put({"model.safetensors": content})
+    before = set(stack.pids)
+    with stack.functions(DEPLOYMENT_QUEUE_URL="") as origin:
+        [name] = set(stack.pids) - before
+        doomed = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        asking = threading.Thread(target=_ask_in_vain, args=(doomed, source))
+        asking.start()
+        _wait_for_a_part(registry)
+        os.kill(stack.pids[name], signal.SIGKILL)
+        asking.join()
+
+    assert registry.row("v1")["status"] == "transferring"
+    assert registry.stored("v1") == {}
+    with psycopg.connect(stack.database_url, autocommit=True) as database:  # as if its minute were over
+        database.execute("update private.transfers set expires_at = now()")
+    again = registry.deploy(source, version="v1")
+    assert again.status_code in (201, 202), again.text
+    version = registry.until("v1", "ready")
+    assert version["files"][0]["sha256"] == sha256(content)
+    assert sha256(registry.stored("v1")["model.safetensors"]) == sha256(content)
+    assert registry.orphans() == []
+
+
+def test_a_files_address_is_for_a_while(registry: Registry) -> None:
+    registry.deploy(registry.put(FILES))
+
+    answer = registry.call("GET", f"/{registry.name}/v1/url").json()
+
+    assert answer["expiresIn"] == 300
+    got = {file["path"]: httpx.get(file["url"]).content for file in answer["files"]}
+    assert got == FILES
+
+
+def test_a_version_is_deleted_with_its_files_and_its_name_is_not_given_again(registry: Registry) -> None:
+    source = registry.put(FILES)
+    registry.deploy(source)
+
+    assert registry.call("DELETE", f"/{registry.name}/v1").status_code == 200
+
+    assert registry.stored("v1") == {}
+    assert registry.call("GET", f"/{registry.name}/v1").status_code == 404
+    assert registry.deploy(source, version="v1").status_code == 409
+    assert registry.deploy(source).json()["model"]["version"] == "v2"
+    assert registry.call("DELETE", f"/{registry.name}/v1").status_code == 404
+
+
+def test_a_file_comes_by_https_from_hosts_that_are_allowed(registry: Registry, files: str) -> None:
+    answer = registry.deploy(f"{files}/model.safetensors")
+
+    assert answer.status_code == 201, answer.text
+    assert registry.stored("v1")["model.safetensors"] == FILES["model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[str]:
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    from tests.stand_ins import serving
+
+    async def give(_: Any) -> Response:
+        return Response(FILES["model.safetensors"])
+
+    with serving(Starlette(routes=[Route("/{name}", give)])) as url:
+        yield url
+
+
+def _base64(text: str) -> str:
+    import base64
+
+    return base64.b64encode(text.encode()).decode()
+
+
+def _ask_in_vain(registry: Registry, source: str) -> None:
+    try:
+        registry.deploy(source, version="v1")
+    except httpx.TransportError:
+        return
+    raise AssertionError("it was not killed in time")
+
+
+def _wait_for_a_part(registry: Registry) -> None:
+    key = f"{registry.name}/v1/model.safetensors"
+    for _ in range(500):
+        for upload in registry.storage.list_multipart_uploads(Bucket="ai-models", Prefix=key).get("Uploads", []):
+            parts = registry.storage.list_parts(Bucket="ai-models", Key=key, UploadId=upload["UploadId"])
+            if len(parts.get("Parts", [])) >= 2:
+                return
+        time.sleep(0.01)
+    raise AssertionError("no part came")
