@@ -77,7 +77,7 @@ def aws(port: int, credentials: Mapping[str, str]) -> Part:
     """moto's server; what it holds is gone when it stops."""
     return Part(
         name="aws",
-        command=[*MODULE, "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        command=[*MODULE, "infra.local.aws", "-H", "127.0.0.1", "-p", str(port)],
         ready=_answers(f"{url(port)}/moto-api/", 200),
         follow_up=lambda: _fill(credentials),
         port=port,

@@ -66,6 +66,28 @@ def test_an_object_comes_back_as_it_went(s3: Any, bucket: str) -> None:
     assert part["ResponseMetadata"]["HTTPStatusCode"] == 206
 
 
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [("bytes=2-", b"23456789"), ("bytes=0-0", b"0"), ("bytes=-3", b"789"), ("bytes=8-99", b"89"), ("bytes=3-1", None)],
+)
+def test_a_range_is_read_alone(s3: Any, bucket: str, asked: str, part: bytes | None) -> None:
+    s3.put_object(Bucket=bucket, Key="digits", Body=b"0123456789")
+
+    answer = s3.get_object(Bucket=bucket, Key="digits", Range=asked)
+
+    assert answer["Body"].read() == (part or b"0123456789")
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == (206 if part else 200)
+
+
+def test_a_range_beyond_the_end_is_refused(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="digits", Body=b"0123456789")
+
+    with pytest.raises(ClientError) as caught:
+        s3.get_object(Bucket=bucket, Key="digits", Range="bytes=10-")
+
+    assert code(caught) == ("InvalidRange", 416)
+
+
 def test_a_large_file_goes_in_parts(s3: Any, bucket: str) -> None:
     content = bytes(range(256)) * (12 * MEGABYTE // 256)
     parts = TransferConfig(multipart_threshold=5 * MEGABYTE, multipart_chunksize=5 * MEGABYTE)
