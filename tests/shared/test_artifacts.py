@@ -139,6 +139,8 @@ def test_a_real_model_is_read_by_its_header_alone() -> None:
         (made.safetensors({"a": tensor("U8", [-1], 0, 8)}, bytes(8)), "a shape or an offset"),
         (made.safetensors({"a": tensor("U8", [True], 0, 1)}, bytes(1)), "a shape or an offset"),
         (made.safetensors({"a": tensor("U8", [2**62, 2**62], 0, 1)}, bytes(1)), "isn't as long"),
+        (made.safetensors({"a": tensor("U8", [2**62] * 50_000, 0, 1)}, bytes(1)), "a shape or an offset"),
+        (made.safetensors({"a": tensor([], [1], 0, 1)}, bytes(1)), "is none of safetensors"),
         (made.safetensors({"a": tensor("U8", [8], 8, 16)}, bytes(16)), "leaves a gap"),
         (made.safetensors({"a": tensor("U8", [8], 0, 8), "b": tensor("U8", [8], 4, 12)}, bytes(12)), "overlaps"),
         (made.safetensors({"a": tensor("U8", [8], 8, 0)}, bytes(8)), "overlaps|leaves a gap"),
