@@ -49,7 +49,7 @@ class Content:
         for offset in range(0, self.size, step):
             yield stream.read(offset, step)
             if stream.forget:
-                stream.forget(offset + step)
+                stream.forget(min(offset + step, self.size))
 
 
 def in_memory(data: bytes) -> Content:

@@ -13,6 +13,7 @@ from shared.contents import Content
 from shared.errors import ArtifactRefused
 
 HEADER_BYTES = 100_000_000  # the format's own limit
+DIMENSIONS = 32
 TENSORS = 200_000  # far more than any model's file has, and what fits into a small function's memory
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -77,7 +78,7 @@ def _compact(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Tensor:
             raise ArtifactRefused(f"it has more than {TENSORS} tensors: split it into several files.")
         return found
     dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
-    if dtype not in BITS if isinstance(dtype, str) else True:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise ArtifactRefused(f"its type {str(dtype)[:20]!r} is none of safetensors: convert it.")
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise ArtifactRefused("its header has a shape or an offset that is none: save it again with safetensors.")
@@ -85,7 +86,11 @@ def _compact(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Tensor:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= DIMENSIONS
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
 
 
 def _check(header: dict[str, Any], data_bytes: int) -> None:

@@ -216,11 +216,12 @@ class _Pinned:
             raise SourceRefused(f"{url.host} is not read by https: give an https:// address.")
         if url.userinfo:
             raise SourceRefused("The source's address holds a password: give one without, or a signed one.")
-        named = url.host if url.port is None else f"{url.host}:{url.port}"
-        if not any(_fits(named.lower(), host.lower()) for host in hosts):
+        host = url.raw_host.decode()
+        named = host if url.port is None else f"{host}:{url.port}"
+        if not any(_fits(named.lower(), allowed.lower()) for allowed in hosts):
             raise SourceRefused(f"{named} is none of the hosts that files may come from: allow it, or use s3://.")
         port = url.port or (443 if url.scheme == "https" else 80)
-        address = _resolved(url.host, port, allow_private)
+        address = _resolved(host, port, allow_private)
         # No proxy: it would resolve the name again.
         return cls(url, url.copy_with(host=address), httpx.Client(timeout=TIMEOUT, trust_env=False))
 
@@ -232,7 +233,7 @@ class _Pinned:
             headers["range"] = f"bytes={span.start}-{span.stop - 1}"
         if etag.startswith('"'):  # neither a weak tag nor a date may stand here
             headers["if-match"] = etag
-        extensions = {"sni_hostname": self.url.host}
+        extensions = {"sni_hostname": self.url.raw_host.decode()}
         try:
             with self.http.stream("GET", self.address, headers=headers, extensions=extensions) as answer:
                 yield answer

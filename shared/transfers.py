@@ -340,9 +340,9 @@ class _Run:
 
         try:
             for number, data in enumerate(content.pieces(step), 1):
+                self._mind_the_time()
                 flight.append(self.pool.submit(self._put_part, upload, number, data, there.get(number)))
                 digest.update(data)
-                self._mind_the_time()
                 if len(flight) == THREADS:
                     settle()
             while flight:

@@ -17,7 +17,7 @@ def safetensors(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(raw)) + raw + data
 
 
-def tensor(dtype: str, shape: list[Any], begin: Any, end: Any) -> dict[str, Any]:
+def tensor(dtype: Any, shape: list[Any], begin: Any, end: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
