@@ -83,8 +83,7 @@ def bob(stack: Stack) -> User:
 @pytest.fixture(scope="module")
 def tuned(stack: Stack, server: Models, knowledge: None) -> Iterator[str]:
     """The functions' origin, with `tuned` for a provider of fine-tuned models and a model behind them."""
-    asked = {"MODEL_CHAIN": "tuned:chained", "ALLOW_PRIVATE_SOURCES": "true", "SOURCE_HOSTS": "127.0.0.1"}
-    with stack.functions(**asked, **server.providers("tuned")) as origin:
+    with stack.functions(MODEL_CHAIN="tuned:chained", **server.providers("tuned")) as origin:
         yield origin
 
 

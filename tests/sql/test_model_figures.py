@@ -191,7 +191,8 @@ def test_who_names_a_version_says_nothing_of_it(canary: Family, api: Client) -> 
 def test_of_many_latencies_the_newest_are_told_one_by_one(canary: Family, database: psycopg.Connection) -> None:
     database.execute(
         """
-        insert into public.model_calls (id, function, state, status, model_version, routed_version, latency_ms, created_at)
+        insert into public.model_calls
+          (id, function, state, status, model_version, routed_version, latency_ms, created_at)
         select gen_random_uuid(), 'ai-finance', 'settled', 'complete', %s, %s, number, now() + number * interval '1 ms'
         from generate_series(1, 2100) as number
         """,
