@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from operator import itemgetter
 from typing import Any
 
@@ -28,11 +30,17 @@ PROVIDERS = {
     "openai": Provider(base_url="https://api.openai.com/v1"),
     "together": Provider(base_url="https://api.together.ai/v1"),
     "groq": Provider(base_url="https://api.groq.com/openai/v1"),
-    "huggingface": Provider(base_url="https://router.huggingface.co/v1"),
+    "huggingface": Provider(
+        base_url="https://router.huggingface.co/v1",
+        dedicated="https://*.endpoints.huggingface.cloud",
+        hosting_url="https://api.endpoints.huggingface.cloud/v2",
+    ),
     "replicate": Provider(base_url="https://api.replicate.com/v1", wire="replicate"),
-    "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod"),
+    "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod", hosting_url="https://api.runpod.io/v2"),
 }
 OWN = "own"  # the server at MODEL_BASE_URL
+ORIGIN = re.compile(r"https?://[a-z0-9.:-]+")
+NAMELESS = "tgi"  # what a dedicated endpoint's model is called where its address doesn't say; TGI takes any name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +105,13 @@ class Router:
         Raises `InvalidRequest` for a provider that isn't known or a model that can't be one of its, and `Misconfigured`
         where the provider's key is missing.
         """
-        rows = PROVIDERS | (self.settings.model_providers or {})
+        rows = known_providers(self.settings)
         if provider != OWN and provider not in rows:
             raise InvalidRequest(f"provider: not one of {', '.join([OWN, *rows])}.")
         if not provider_model.strip():
             raise InvalidRequest("providerModel: missing.")
+        if "://" in provider_model and not (provider in rows and _is_dedicated(rows[provider], provider_model)):
+            raise InvalidRequest(f"providerModel: {provider} has no endpoint at this address.")
         return _open(self.settings, self.http, f"{provider}:{provider_model}", "providerModel", name)
 
     def only(self, model: Model) -> Route:
@@ -119,7 +129,7 @@ class Router:
 
     def wire(self, provider: str) -> str | None:
         """What a provider of the table speaks."""
-        row = (PROVIDERS | (self.settings.model_providers or {})).get(provider)
+        row = known_providers(self.settings).get(provider)
         return row.wire if row else None
 
     def _route(
@@ -183,6 +193,11 @@ class Router:
             return None
 
 
+def known_providers(settings: Settings) -> dict[str, Provider]:
+    """The table of providers, with those of the settings."""
+    return PROVIDERS | (settings.model_providers or {})
+
+
 def chosen(versions: Sequence[Version], user_key: str) -> Model | None:
     """The user's version: weighted rendezvous hashing, so that users move only to what grows or from what shrinks."""
     lots = [(-math.log(_place(version, user_key)) / version.weight, version.model) for version in versions]
@@ -202,7 +217,7 @@ def _named(settings: Settings, http: httpx.AsyncClient, place: str, names: str |
 def _open(settings: Settings, http: httpx.AsyncClient, asked: str, place: str, name: str | None = None) -> Model:
     """The model with its address and key. Raises `Misconfigured`, naming the place that names the model."""
     provider, _, model = asked.partition(":")
-    providers = PROVIDERS | (settings.model_providers or {})
+    providers = known_providers(settings)
     known = model_table.facts(settings, asked)
     own_url = known.base_url or settings.model_base_url
     if provider == OWN and model and own_url:
@@ -213,8 +228,20 @@ def _open(settings: Settings, http: httpx.AsyncClient, asked: str, place: str, n
         raise Misconfigured(f"{place}: {asked} is no provider:model of {', '.join(names)}.")
     row = providers[provider]
     base_url = known.base_url or row.base_url
+    if "://" in model:
+        if not _is_dedicated(row, model):
+            raise Misconfigured(f"{place}: {provider} has no endpoint at the address of {name or asked}.")
+        base_url, _, model = model.partition("#")
+        model = model or NAMELESS
     chat = WIRES[row.wire](http, base_url, provider_key(provider, known.key_name))
     return Model(name or asked, asked, provider, model, chat, known, base_url)
+
+
+def _is_dedicated(row: Provider, address: str) -> bool:
+    """Whether a provider's key may go to an address that stands for a model's name, as `https://…/v1#name`."""
+    scheme, _, rest = address.partition("://")
+    origin = f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
+    return bool(row.dedicated and ORIGIN.fullmatch(origin) and fnmatchcase(origin, row.dedicated))
 
 
 def _own_key(settings: Settings, known: ModelFacts) -> Any:

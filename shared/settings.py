@@ -28,10 +28,16 @@ Usd = Annotated[Decimal | None, Field(ge=0, allow_inf_nan=False)]
 
 
 class Provider(BaseModel):
-    """A server of models: its address, without the path of a call, and its wire."""
+    """A server of models: its address, without the path of a call, and its wire.
+
+    `dedicated` is where else it serves models, each at an endpoint of its own, with * for what differs; such endpoints
+    are made at `hosting_url`.
+    """
 
     base_url: Url
     wire: Literal["openai", "replicate", "runpod"] = "openai"
+    dedicated: str | None = None
+    hosting_url: Url | None = None
 
 
 class ModelFacts(BaseModel):
@@ -144,6 +150,16 @@ class Settings(BaseSettings):
     searches_per_minute: int = Field(60, ge=1)
     anonymous_searches_per_minute: int = Field(15, ge=1)
     request_timeout_seconds: float = Field(28, gt=0)  # API Gateway gives up at 30
+
+    # Where a version's own endpoint is made, by the provider's names for it; `hosting` says what is needed.
+    huggingface_namespace: str | None = None
+    huggingface_vendor: str = "aws"
+    huggingface_region: str | None = None
+    huggingface_instance_type: str | None = None
+    huggingface_instance_size: str | None = None
+    huggingface_image: str = "vllm/vllm-openai:v0.23.0"
+    runpod_template_id: str | None = None
+    runpod_gpu_pools: str | None = None
 
     # The gate before a version's activation: the score it must have, how much less than the active one's it may be, at
     # most how many examples are asked, and how many at once.

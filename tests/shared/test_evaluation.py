@@ -443,7 +443,7 @@ def test_an_answer_is_no_refusal(answer: str) -> None:
         ("It is 1 billion [3].", False, 0.8),
         ("It is 1 billion [1-3].", False, 0.8),
         ("It is 1 billion [0].", False, 0.8),
-        ("It is 5 [1].", True, 0.2),
+        ("It is 5 [1].", True, 0.0),
         ("It is 5.", False, 0.0),
         ("It is [1000000000].", False, 0.8),
         (f"It is 1 billion [1]. {ADDRESS}", True, 0.0),
@@ -459,7 +459,7 @@ def test_an_answer_has_points_for_being_right_and_for_its_citations(said: str, i
     assert marks.points == pytest.approx(points)
 
 
-@pytest.mark.parametrize(("match", "points"), [("exact", 0.2), ("contains", 1.0), ("f1", 0.2 + 0.8 * 2 / 3)])
+@pytest.mark.parametrize(("match", "points"), [("exact", 0.0), ("contains", 1.0), ("f1", 2 / 3)])
 def test_an_example_says_how_its_answer_is_found(match: str, points: float) -> None:
     marks = evaluation.mark(example(match=match, expected=["1 billion"]), "Of course 1 billion [1].", 2)
 
