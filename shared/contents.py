@@ -44,7 +44,7 @@ class Content:
         )
 
     def pieces(self, step: int) -> Iterator[bytes]:
-        """All of it, in its order and in pieces of one size, with one request."""
+        """All of it, in its order and in pieces of one size; with one request where there are `chunks`."""
         stream = self if self.chunks is None else Stream(self.chunks(0, self.size)).content(self.size)
         for offset in range(0, self.size, step):
             yield stream.read(offset, step)
@@ -86,6 +86,8 @@ class Stream:
         while self._start + len(self._kept) < offset + length and self._fill():
             pass
         begin = offset - self._start
+        if begin < 0:
+            raise ValueError("that has been forgotten")
         return bytes(memoryview(self._kept)[begin : begin + length])
 
     def forget(self, offset: int) -> None:

@@ -67,7 +67,10 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a transfer has come, as JSON that its caller keeps. `source` names the state of all source files."""
+    """How far a transfer has come, as JSON that its caller keeps.
+
+    `source` names the state (path, size, ETag) of all source files together; bytes are those of the source.
+    """
 
     source: str
     bytes_total: int
@@ -203,7 +206,7 @@ def part_bytes(size: int) -> int:
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `transfer_all`: what it was given, and how far it is."""
+    """One call of `transfer_all`: what it was given, and how far it is (`at`)."""
 
     destination: Destination
     rules: Rules
