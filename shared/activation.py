@@ -6,14 +6,14 @@ from typing import Annotated, Any
 from postgrest import AsyncPostgrestClient
 from pydantic import Field
 
-from shared import canary, database, evaluation, queue, registry
+from shared import canary, database, evaluation, hosting, queue, registry
 from shared.canary import Action
 from shared.clients import Clients
-from shared.deployments import Text
-from shared.errors import Conflict, DeadlineExceeded, GateRefused, GatewayError, NotFound, Unavailable
+from shared.errors import Conflict, DeadlineExceeded, GateRefused, GatewayError, InvalidRequest, NotFound, Unavailable
 from shared.evaluation import Example
+from shared.hosting import Release
 from shared.models import Deadline
-from shared.registry import Traffic, Version
+from shared.registry import Text, Traffic, Version
 from shared.storage import Storage
 from shared.telemetry import Trace, logger
 from shared.wire import Wire
@@ -44,6 +44,23 @@ class Evaluating(Wire):
     status: str = "evaluating"
 
 
+class Host(Wire):
+    """The weights as the provider finds them: a repository of the Hugging Face Hub."""
+
+    repository: Text
+    revision: Text | None = None
+
+
+class HostedVersion(Wire):
+    """How it stands with a version at its provider, and what it is called there once it can be asked."""
+
+    model_name: str
+    version: str
+    status: hosting.Status
+    message: str
+    provider_model: str | None
+
+
 class Checked(Wire):
     """What was decided of a canary, and on what."""
 
@@ -52,6 +69,38 @@ class Checked(Wire):
     action: Action
     reason: str
     numbers: dict[str, Any]
+
+
+class Checks(Wire):
+    """What was decided of all canaries."""
+
+    decisions: list[Checked]
+
+
+async def host(clients: Clients, model_name: str, name: str, at: Host) -> HostedVersion:
+    """Have a version's provider serve it, and write down what it is called there.
+
+    Raises `Conflict` for a version that has users, `InvalidRequest` where its provider has no hosting, and what
+    `hosting.host` does.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    version = await registry.version(db, model_name, name)
+    if version.is_active or version.is_canary:
+        raise Conflict(f"Version {name} has users: host another one.")
+    if version.provider is None:
+        raise InvalidRequest(f"Version {name} has no provider: deploy another one that has.")
+    release = Release(model_name, name, None, at.repository, at.revision)
+    hosted = await hosting.host(clients.http, clients.settings, version.provider, release)
+    if hosted.provider_model not in (None, version.provider_model):
+        query = db.from_("model_metadata").update({"provider_model": hosted.provider_model}).eq("id", version.id)
+        await database.run(query.execute())
+    return HostedVersion(
+        model_name=model_name,
+        version=name,
+        status=hosted.status,
+        message=hosted.message,
+        provider_model=hosted.provider_model,
+    )
 
 
 async def activate(
@@ -116,7 +165,7 @@ async def carry_on(clients: Clients, told: Mapping[str, Any], deadline: Deadline
         raise
     except GatewayError as error:
         outcome = error.code
-        if isinstance(error, Conflict) and not isinstance(error, GateRefused):
+        if not isinstance(error, GateRefused):  # which is there already
             db = database.as_gateway(clients.http, clients.settings)
             await _record(db, told["modelName"], told["version"], "not_activated", told["actor"], error.message, None)
     logger.info("activation", extra={"model": told["modelName"], "version": told["version"], "outcome": outcome})

@@ -31,7 +31,7 @@ from shared.errors import (
     Unavailable,
 )
 from shared.models import Deadline
-from shared.registry import Name, Version
+from shared.registry import Name, Text, Version
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination
@@ -41,9 +41,9 @@ from shared.wire import Wire
 UPLOAD = "upload"
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
+LEAST_SECONDS = 0.2  # of a request, for bringing files
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -190,9 +190,11 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
         logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
 
 
-async def remove_files(clients: Clients, version: Version) -> None:
-    """Delete what there is of a version's files, the manifest first: without it there is no version."""
-    kept, folder = version.progress or {}, f"{version.model_name}/{version.version}"
+async def delete(clients: Clients, db: AsyncPostgrestClient, model_name: str, name: str, actor: str) -> None:
+    """Delete a version, and then its files, the manifest first. Raises what `registry.delete` does."""
+    version = await registry.version(db, model_name, name)
+    await registry.delete(db, model_name, name, actor)
+    kept, folder = version.progress or {}, f"{model_name}/{name}"
     paths = [file["path"] for file in version.files or kept.get("files", [])]
     await _storage(clients).remove([f"{folder}/{path}" for path in [artifacts.MANIFEST, *paths]])
     if position := kept.get("position"):
@@ -202,7 +204,8 @@ async def remove_files(clients: Clients, version: Version) -> None:
 async def _bring_what_can_be(clients: Clients, model_id: int, deadline: Deadline) -> None:
     """As far as a request's time allows; what is left goes to the worker, or waits for the next request."""
     try:
-        if not await _bring(clients, model_id, time.monotonic() + max(1.0, deadline.remaining() - NOTE_SECONDS)):
+        seconds = max(LEAST_SECONDS, deadline.remaining() - NOTE_SECONDS)
+        if not await _bring(clients, model_id, time.monotonic() + seconds):
             await _hand_over(clients, model_id)
     except TransferRunning as running:
         await _hand_over(clients, model_id, running.retry_after_seconds or LEASE_SECONDS)

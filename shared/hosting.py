@@ -30,7 +30,7 @@ Status = Literal["starting", "ready", "failed"]
 CALL_SECONDS = 20
 NAME_CHARACTERS = 32  # of an Inference Endpoint's name, which is the strictest
 WORDS = 200  # characters of a provider's own
-REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HF_STATES: dict[str, tuple[Status, str]] = {
     "pending": ("starting", "The endpoint waits for a machine."),

@@ -16,7 +16,8 @@ from shared.wire import Wire
 
 HISTORY = 50  # of a version, the newest
 # A part of Storage's paths, of `model@version` and of addresses.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?$")]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 
 
 class Version(Wire):
@@ -69,6 +70,24 @@ class Step(Wire):
     created_at: datetime
 
 
+class VersionWithHistory(Version):
+    """A version, and what was done with it, the newest first."""
+
+    history: list[Step]
+
+
+class Versions(Wire):
+    """Versions, the newest first."""
+
+    models: list[Version]
+
+
+class Why(Wire):
+    """What the history is to say of a step."""
+
+    reason: Text | None = None
+
+
 class Traffic(Wire):
     """Which versions of a name have users now; `previous` was active before, or was taken back."""
 
@@ -96,10 +115,20 @@ async def version(db: AsyncPostgrestClient, model_name: str, name: str) -> Versi
     raise unknown(model_name, name)
 
 
-async def history(db: AsyncPostgrestClient, model_name: str, name: str) -> list[Step]:
-    """What was done with a version, the newest first."""
+async def version_with_history(db: AsyncPostgrestClient, model_name: str, name: str) -> VersionWithHistory:
+    """Raises `NotFound`."""
+    found = await version(db, model_name, name)
     query = db.from_("model_history").select("*").eq("model_name", model_name).eq("version", name)
-    return [Step(**row) for row in await database.run(query.order("id", desc=True).limit(HISTORY).execute())]
+    steps = await database.run(query.order("id", desc=True).limit(HISTORY).execute())
+    return VersionWithHistory(**dict(found), history=[Step(**row) for row in steps])
+
+
+async def paths(db: AsyncPostgrestClient, model_name: str, name: str) -> list[str]:
+    """The version's files. Raises `NotFound`, and `Conflict` while they aren't there."""
+    found = await version(db, model_name, name)
+    if found.status != "ready":
+        raise not_ready(name, found.status)
+    return [file["path"] for file in found.files or []]
 
 
 async def activate(

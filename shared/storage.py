@@ -15,6 +15,7 @@ from shared.transfers import Destination, client
 from shared.wire import Wire
 
 Answer = TypeVar("Answer")
+URL_SECONDS = 300
 
 
 class SignedUpload(Wire):
@@ -29,6 +30,20 @@ class SignedUpload(Wire):
     token: str
     bucket: str
     object: str
+
+
+class SignedDownload(Wire):
+    """Where one file is to be had."""
+
+    path: str
+    url: str
+
+
+class SignedDownloads(Wire):
+    """Where files are to be had, for so many seconds."""
+
+    files: list[SignedDownload]
+    expires_in: int = URL_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +66,12 @@ class Storage:
             object=key,
         )
 
-    async def sign_download(self, folder: str, path: str, seconds: int) -> str:
-        """An address that gives one file for a while. Raises `NotFound` and `StorageUnavailable`."""
-        signed = await _done(self._bucket().create_signed_url(f"{folder}/{path}", seconds))
-        return str(signed["signedUrl"])
+    async def sign_downloads(self, folder: str, paths: list[str]) -> SignedDownloads:
+        """Addresses that give the files for a while. Raises `StorageUnavailable`."""
+        keys = [f"{folder}/{path}" for path in paths]
+        signed = await _done(self._bucket().create_signed_urls(keys, URL_SECONDS)) if keys else []
+        pairs = zip(paths, signed, strict=True)
+        return SignedDownloads(files=[SignedDownload(path=path, url=each["signedURL"]) for path, each in pairs])
 
     async def read(self, key: str) -> bytes:
         """A small file. Raises `NotFound` and `StorageUnavailable`."""

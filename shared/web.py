@@ -8,7 +8,7 @@ from contextlib import aclosing
 from types import MappingProxyType
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mangum import Mangum
@@ -152,6 +152,7 @@ def address(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 
+Prefer = Annotated[str | None, Header(max_length=255)]
 ClientsOf = Annotated[Clients, Depends(_clients)]
 CallerOf = Annotated[auth.Caller, Depends(_caller)]
 ActorOf = Annotated[str, Depends(_actor)]

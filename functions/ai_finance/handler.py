@@ -10,7 +10,7 @@ from functions.ai_finance import webhooks
 from shared import answering, auth, conversations, deferred, quotas, web
 from shared.answering import Ask, Question
 from shared.conversations import ConversationPage, Rating, ThreadPage, WholeConversation
-from shared.web import CallerOf, ClientsOf, DatabaseOf
+from shared.web import CallerOf, ClientsOf, DatabaseOf, Prefer
 from shared.wire import Answer, Pending, Usage
 
 router = APIRouter()
@@ -19,7 +19,6 @@ Page = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Key = Annotated[str | None, Header(min_length=1, max_length=255)]
-Prefer = Annotated[str | None, Header(max_length=255)]
 
 
 @router.post("", response_model=Answer)

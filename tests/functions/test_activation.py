@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 from starlette.requests import Request
@@ -19,7 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from infra.local.stack import Stack
 from shared.canary import LEAST
-from tests.functions.deployments import PATH, Registry, clients
+from tests.functions.deployments import Registry, clients
+from tests.functions.test_deferred import queue_of
+from tests.hosting_stand_ins import KEY, HuggingFace
 from tests.scripted_models import Models
 from tests.shared.model_files import CONFIG, weights
 from tests.sql import retire
@@ -214,14 +215,14 @@ def test_a_worker_evaluates_what_takes_longer_than_a_request(
     registry: Registry, stack: Stack, settings: dict[str, str]
 ) -> None:
     registry.ready("v1", "bad-2")
-
-    with stack.worker("deploy-model", **settings):
-        headers = {"apikey": stack.keys.secret, "prefer": "respond-async"}
-        for version in ("v1", "bad-2"):
-            url = f"{registry.origin}{PATH}/{registry.name}/{version}/activate"
-            answer = httpx.post(url, headers=headers, timeout=10)
-            assert (answer.status_code, answer.json()["status"]) == (202, "evaluating")
-            _until_over(registry, version)
+    with queue_of(stack) as queue:
+        own = {**settings, "DEPLOYMENT_QUEUE_URL": queue.url}
+        with stack.functions(**own) as origin, stack.worker("deploy-model", **own):
+            later = Registry(stack, origin, registry.training, registry.storage, registry.name)
+            for version in ("v1", "bad-2"):
+                answer = later.call("POST", f"/{registry.name}/{version}/activate", prefer="respond-async")
+                assert (answer.status_code, answer.json()["status"]) == (202, "evaluating")
+                _until_over(registry, version)
 
     assert registry.actions("v1") == ["registered", "activated"]
     assert registry.actions("bad-2") == ["registered", "refused"]
@@ -378,3 +379,25 @@ def _until_over(registry: Registry, version: str) -> None:
 
 def _run(code: str, environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True, timeout=60)
+
+
+def test_a_version_is_hosted_by_its_provider(registry: Registry, stack: Stack) -> None:
+    hub = HuggingFace()
+    with serving(hub.app()) as url:
+        rows = {"huggingface": {"base_url": f"{url}/v1", "hosting_url": f"{url}/v2", "dedicated": "http://127.0.0.1:*"}}
+        chosen = {"NAMESPACE": "ton", "REGION": "us-east-1", "INSTANCE_TYPE": "nvidia-l4", "INSTANCE_SIZE": "x1"}
+        environment = {f"HUGGINGFACE_{name}": value for name, value in chosen.items()}
+        environment |= {"MODEL_PROVIDERS": json.dumps(rows), "HUGGINGFACE_API_KEY": KEY}
+        with stack.functions(MODEL_CHAIN="huggingface:any", **environment) as origin:
+            hosting = Registry(stack, origin, registry.training, registry.storage, registry.name)
+            hosting.deploy(hosting.put({"config.json": CONFIG}), provider="huggingface")
+            body = {"repository": "ton/llama-ton"}
+            answers = [hosting.call("POST", f"/{registry.name}/v1/host", body) for _ in range(3)]
+            row = hosting.row("v1")
+            bad = hosting.call("POST", f"/{registry.name}/v1/host", {"repository": "../x"})
+
+    assert [answer.status_code for answer in answers] == [202, 200, 200]
+    assert answers[0].json()["status"] == "starting"
+    assert row["providerModel"] == answers[-1].json()["providerModel"]
+    assert row["providerModel"].startswith("https://vksrvs8pc1xnifhq.us-east-1.aws.endpoints.huggingface.cloud/v1#")
+    assert (bad.status_code, bad.json()["code"]) == (422, "invalid_request")
