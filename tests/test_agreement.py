@@ -37,7 +37,7 @@ def test_the_readme_names_exactly_the_settings() -> None:
     table = README.partition("## Configuration")[2].partition("\n## ")[0]
     first_cells = [line.split("|")[1] + line.split("|")[3] for line in table.splitlines() if line.startswith("| `")]
 
-    named = {name for cell in first_cells for name in re.findall(r"`([A-Z][A-Z_]+)`", cell)}
+    named = {name for cell in first_cells for name in re.findall(r"`([A-Z][A-Z0-9_]+)`", cell)}
 
     assert named == setting_names()
 
