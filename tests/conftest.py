@@ -26,7 +26,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Every part, on free ports, with data of its own; the developer's environment doesn't reach it."""
     folder = tmp_path_factory.mktemp("stack")
     try:
-        with Stack(folder, environment=LIMITS, preferred_ports={}) as running:
+        with Stack(folder, environment=LIMITS, preferred_ports={}, forks=True) as running:
             yield running
     finally:
         postgres.remove(folder)

@@ -53,6 +53,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
+    is_forked: bool = False  # where the stack forks
 
 
 def chat_model(port: int, weights: Path, name: str) -> Part:
@@ -154,6 +155,7 @@ def functions(port: int, environment: Mapping[str, str], *, reload: bool = False
         ready=_answers(f"{url(port)}/functions/v1/", *statuses),
         port=port,
         environment=environment,
+        is_forked=not reload,
     )
 
 
@@ -168,6 +170,7 @@ def worker(function: str, environment: Mapping[str, str], *, reload: bool = Fals
         ready=lambda log: "polling" in log.read_text(),
         needs=frozenset({"aws"}),
         environment=environment,
+        is_forked=not reload,
     )
 
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from infra.local import parts, ports, postgres
+from infra.local.forked import Forked
 from infra.local.keys import Keys
 from infra.local.parts import ROOT, Part, StackError
 from infra.local.ports import PREFERRED
@@ -47,7 +48,7 @@ class Running:
     """A part's process, and where it prints."""
 
     part: Part
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
     started: float
     is_ready: bool = False
@@ -58,6 +59,7 @@ class Stack:
 
     `environment` is the user's; its settings of models and limits win over the stack's own. A part that
     `preferred_ports` doesn't name gets any free port. `report` gets a line for each part that is ready.
+    With `forks`, the functions and the workers that are started are forked from a process with their imports.
     Enter and leave it in the main thread: Linux ends the parts when the thread that started them ends.
 
     While it runs, `url` is the public origin, `environment` what the functions get, `ports` where each part
@@ -78,6 +80,7 @@ class Stack:
         only: Collection[str] = parts.NAMES,
         preferred_ports: Mapping[str, int] = PREFERRED,
         reload: bool = False,
+        forks: bool = False,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.folder = folder.absolute()
@@ -86,6 +89,7 @@ class Stack:
         self._only = frozenset(only)
         self._preferred_ports = preferred_ports
         self._reload = reload
+        self._forks = forks
         self._report = report
         self._running: list[Running] = []
         self._held = ExitStack()
@@ -194,12 +198,16 @@ class Stack:
 
     def _begin(self, part: Part) -> None:
         log = self.logs / f"{part.name}.log"
+        environment = {**self._base, **part.environment}
         with log.open("wb") as output, _undisturbed():
+            if self._forks and part.is_forked:
+                self._running.append(Running(part, Forked(part.command, environment, log, ROOT), log, time.monotonic()))
+                return
             try:
                 process = subprocess.Popen(
                     part.command,
                     **{"cwd": ROOT, **part.options},
-                    env={**self._base, **part.environment},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -260,7 +260,7 @@ def test_a_method_that_is_none_names_no_span(
     origin: str, collector: Collector, trace: str, path: str, name: str
 ) -> None:
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    httpx.request("BREW", f"{origin}/ai-finance{path}", headers=headers)
+    httpx.request("PURGE", f"{origin}/ai-finance{path}", headers=headers)
 
     [span] = collector.spans(trace)
 
