@@ -304,6 +304,11 @@ def wants_stream(request: Request, asked: bool) -> bool:
     return asked or "text/event-stream" in request.headers.get("accept", "").lower()
 
 
+def whole(answer: Wire) -> Response:
+    """An answer as the response: FastAPI would check it once more before it wrote it."""
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+
+
 def later(request: Request, wait_seconds: int, pending: Pending) -> JSONResponse:
     """202: where the answer will be, which is also what is said of how the request was taken."""
     name = request.url.path.rstrip("/")

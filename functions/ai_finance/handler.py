@@ -11,7 +11,7 @@ from shared import answering, auth, conversations, deferred, quotas, web
 from shared.answering import Ask, Question
 from shared.conversations import ConversationPage, Rating, ThreadPage, WholeConversation
 from shared.web import CallerOf, ClientsOf, DatabaseOf, Prefer
-from shared.wire import Answer, Pending, Usage
+from shared.wire import Pending, Usage
 
 router = APIRouter()
 router.include_router(webhooks.router, prefix="/webhooks")
@@ -21,7 +21,7 @@ Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Key = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
-@router.post("", response_model=Answer)
+@router.post("")
 async def ask(
     body: Ask,
     request: Request,
@@ -29,18 +29,18 @@ async def ask(
     caller: CallerOf,
     idempotency_key: Key = None,
     prefer: Prefer = None,
-) -> Response | Answer:
+) -> Response:
     """Answer a question: whole, as server-sent events (`stream`), or later (`Prefer: respond-async`, `wait=N`)."""
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     question = Question.of(body, auth.claimed_user_id(caller, body.user_id), idempotency_key)
     streams, wait = web.wants_stream(request, body.stream), deferred.wait_seconds(prefer)
     if wait is not None and not streams and clients.settings.queue_url:
         told = await deferred.answer(clients, caller, question, wait, body.broadcast, deadline, trace)
-        return web.later(request, wait, told) if isinstance(told, Pending) else told
+        return web.later(request, wait, told) if isinstance(told, Pending) else web.whole(told)
     draft, route = await answering.prepare(clients, caller, question, deadline, trace)
     if streams:
         return await web.event_stream(answering.events(clients, draft, route, deadline, trace))
-    return await answering.whole(clients, draft, route, deadline, trace)
+    return web.whole(await answering.whole(clients, draft, route, deadline, trace))
 
 
 @router.get("/conversations/{conversation_id}")

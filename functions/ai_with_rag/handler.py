@@ -9,7 +9,7 @@ from shared import answer_cache, chat_completions, cited_answers, knowledge, quo
 from shared.cited_answers import Ask, Question
 from shared.knowledge import DocumentPage, Documents, Outcome
 from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
-from shared.wire import CitedAnswer, Found
+from shared.wire import Found
 
 router = APIRouter()
 router.include_router(completions.router, prefix="/v1")
@@ -18,10 +18,10 @@ Cursor = Annotated[str | None, Query(max_length=1000)]
 PUT_BYTES = 5 * 1024 * 1024  # Lambda takes 6 MB
 
 
-@router.post("", response_model=CitedAnswer)
+@router.post("")
 async def ask(
     body: Ask, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
-) -> Response | CitedAnswer:
+) -> Response:
     """Answer a question from the token knowledge; with `stream` as server-sent events."""
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     quota = quotas.of_turns(clients.settings, caller, web.address(request))
@@ -29,7 +29,7 @@ async def ask(
     draft = await cited_answers.prepare(clients, db, quota, body, body.model, cache, deadline, trace)
     if web.wants_stream(request, body.stream):
         return await web.event_stream(cited_answers.events(clients, draft, deadline, trace))
-    return await cited_answers.whole(clients, draft, deadline, trace)
+    return web.whole(await cited_answers.whole(clients, draft, deadline, trace))
 
 
 @router.post("/search")

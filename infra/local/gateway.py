@@ -26,6 +26,7 @@ from infra.local.object_store import ObjectStore
 from infra.local.realtime import Realtime
 from infra.local.storage_callers import MOST_BYTES, UPLOAD_SECONDS, Storage
 from infra.local.storage_errors import StorageError, drained
+from shared import connections
 
 MEGABYTE = 1024 * 1024
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -91,6 +92,7 @@ def create(
     Storage takes files of at most `most_bytes`, and gives a resumable upload `upload_seconds`.
     """
     http = httpx.AsyncClient(limits=LIMITS, trust_env=False)
+    connections.send_at_once(http)
     check = AsyncConnectionPool.check_connection  # after a restart of the database the old connections are dead
     pool = AsyncConnectionPool(database_url, min_size=1, max_size=4, open=False, check=check, kwargs=NAMED)
     realtime = Realtime(keys, database_url, pool)

@@ -1,10 +1,18 @@
 """The HTTP client's connections, as a server sees them."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from shared import connections
 
@@ -107,3 +115,78 @@ def test_a_server_that_hangs_up_is_an_error_of_httpx(answer: bytes) -> None:
                 await http.post(f"http://127.0.0.1:{port}/", content=b"x")
 
     asyncio.run(ask())
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
+    async def ask() -> int:
+        connections_made = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections_made
+            connections_made += 1
+            await reader.readuntil(HEAD_END)
+            writer.write(ANSWER)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, httpx.AsyncClient(trust_env=False) as http:
+            connections.send_at_once(http)
+            for _ in range(3):
+                assert (await http.get(f"http://127.0.0.1:{port}/")).text == "ok"
+                await asyncio.sleep(0.05)
+        return connections_made
+
+    assert asyncio.run(ask()) == 3
+
+
+def test_a_server_that_is_not_there_or_says_nothing_is_an_error_of_httpx() -> None:
+    async def ask() -> None:
+        silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(5), "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(trust_env=False, timeout=0.2) as http:
+            connections.send_at_once(http)
+            with pytest.raises(httpx.ReadTimeout):
+                await http.get(f"http://127.0.0.1:{port}/")
+            silent.close()
+            with pytest.raises(httpx.ConnectError):
+                await http.get("http://127.0.0.1:9/")
+
+    asyncio.run(ask())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, signed by its own key, and the key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    file.write_bytes(private + made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_the_servers_certificate_is_checked(certificate: Path, is_trusted: bool) -> None:
+    async def ask() -> list[int]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        noted = Server()
+        server = await asyncio.start_server(noted.serve, "localhost", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        trust = ssl.create_default_context(cafile=str(certificate)) if is_trusted else ssl.create_default_context()
+        async with server, httpx.AsyncClient(trust_env=False, verify=trust) as http:
+            connections.send_at_once(http)
+            for size in (10, 20_000):
+                await http.post(f"https://localhost:{port}/", content=b"x" * size)
+        return noted.whole
+
+    if is_trusted:
+        assert asyncio.run(ask()) == [10, 20_000]
+    else:
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            asyncio.run(ask())
