@@ -29,6 +29,7 @@ from tests.benchmarks.deploy.ways import BUCKET, TRAINING, WAYS
 from tests.functions.deployments import clients
 
 OUTPUT = ROOT / ".local/bench"
+WIDTH = 160  # of a log or a file
 MEGABYTE = 1024 * 1024
 PIECE = 16 * MEGABYTE
 TOLD = {"ours": "this gateway", "boto3": "boto3's upload_fileobj", "guide": "the guide: read it all, then upload"}
@@ -51,7 +52,7 @@ def main() -> int:
         parser.error("--gigabytes: from 0.05 to 20; --rounds: at least 1")
 
     stop_on_signals()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUTPUT) as folder:
         try:
