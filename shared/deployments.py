@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from uuid import uuid4
 
 from postgrest import AsyncPostgrestClient
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from shared import artifacts, database, queue, registry, sources, transfers, uploads
 from shared.artifacts import StoredFile
@@ -32,6 +32,7 @@ from shared.errors import (
 )
 from shared.models import Deadline
 from shared.registry import Name, Text, Version
+from shared.settings import Settings
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination
@@ -44,7 +45,25 @@ NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
 LEAST_SECONDS = 0.2  # of a request, for bringing files
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
+METRICS_DEPTH = 20
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+
+
+def _storable(metrics: dict[str, Any]) -> dict[str, Any]:
+    """JSON as the database takes it, which is stricter than Python."""
+    try:
+        json.dumps(metrics, allow_nan=False, ensure_ascii=False).encode()
+        too_deep = _depth(metrics) > METRICS_DEPTH
+    except (ValueError, RecursionError) as error:
+        raise ValueError("no NaN, no Infinity and no halves of characters, please") from error
+    if too_deep:
+        raise ValueError(f"more than {METRICS_DEPTH} levels deep: make it flatter")
+    return metrics
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 class File(Wire):
@@ -63,7 +82,7 @@ class Run(Wire):
     base_model: Text
     provider: Text | None = None
     provider_model: Text | None = None
-    metrics: dict[str, Any] | None = None
+    metrics: Annotated[dict[str, Any], AfterValidator(_storable)] | None = None
     training_data_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     dataset_export_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     fine_tuned_on: datetime | None = None
@@ -107,8 +126,8 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
     _storage(clients).destination("")  # without its settings nothing is begun
     for file in run.files:
         artifacts.check_path(file.path)
-    if run.source != UPLOAD and not run.source.startswith(("s3://", "https://", "http://")):
-        raise InvalidRequest("source: s3://bucket/key, s3://bucket/prefix/, https://…, or upload.")
+    if run.source != UPLOAD:
+        sources.check(run.source, _hosts(settings), settings.allow_private_sources)
     registered = await database.call(
         db,
         "register_model",
@@ -350,7 +369,7 @@ class _Work:
             files=[File(**file) for file in kept["files"]],
             position=kept.get("position"),
             provenance=kept["provenance"],
-            hosts=[host.strip() for host in settings.source_hosts.split(",") if host.strip()],
+            hosts=_hosts(settings),
             allow_private=settings.allow_private_sources,
         )
 
@@ -406,6 +425,10 @@ def _columns(run: Deploy) -> dict[str, Any]:
             },
         },
     }
+
+
+def _hosts(settings: Settings) -> list[str]:
+    return [host.strip() for host in settings.source_hosts.split(",") if host.strip()]
 
 
 def _folder(row: Mapping[str, Any]) -> str:

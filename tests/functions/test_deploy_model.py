@@ -143,6 +143,11 @@ def test_a_wrong_hash_leaves_nothing_and_the_right_one_goes_on(registry: Registr
         ({"source": "http://169.254.169.254/latest/meta-data"}, "source"),
         ({"source": "https://evil.example/model.safetensors"}, "evil.example"),
         ({"source": "s3://training/nothing/there/"}, "nothing/there"),
+        ({"source": "s3://"}, "bucket"),
+        ({"source": "s3://a bucket/x/"}, "bucket"),
+        ({"source": "https://[::1/x"}, "address"),
+        ({"source": "https://huggingface.co/\x01"}, "address"),
+        ({"source": "https://☃.hf.co/x"}, "address"),
         ({"baseModel": ""}, "baseModel"),
         ({"trainingDataSize": -1}, "trainingDataSize"),
     ],
@@ -155,6 +160,28 @@ def test_a_bad_request_says_what_to_change(registry: Registry, fields: dict[str,
 
     assert answer.status_code == 422, answer.text
     assert named in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ["NaN", "-Infinity", '"\\ud800"', '{"a":' * 300 + "1" + "}" * 300],
+    ids=["NaN", "infinite", "half a character", "deep"],
+)
+def test_metrics_are_what_a_database_takes(registry: Registry, metrics: str) -> None:
+    body = json.dumps({"modelName": registry.name, "baseModel": "llama", "source": "s3://training/x/"})
+    content = f'{body[:-1]}, "metrics": {{"loss": {metrics}}}}}'
+    headers = {"apikey": registry.stack.keys.secret, "content-type": "application/json"}
+
+    answer = httpx.post(f"{registry.origin}{PATH}", content=content, headers=headers, timeout=10)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert "metrics" in answer.json()["error"]
+
+
+def test_a_source_that_is_none_registers_nothing(registry: Registry) -> None:
+    assert registry.deploy("https://evil.example/model.safetensors").status_code == 422
+
+    assert registry.call("GET", f"?modelName={registry.name}").status_code == 404
 
 
 @pytest.mark.parametrize("caller", ["nobody", "visitor", "user"])
