@@ -151,7 +151,7 @@ async def activate(
             return await _hand_over(db, url, model_name, name, how, actor)
         if numbers["verdict"] != "passed":
             reason = " ".join(numbers["reasons"])
-            await _record(db, model_name, name, "refused", actor, reason, numbers)
+            await registry.record(db, model_name, name, "refused", actor, reason, numbers)
             raise GateRefused(
                 f"Version {name} is not good enough: {reason} Send force to activate it all the same.", numbers
             )
@@ -191,7 +191,7 @@ async def carry_on(clients: Clients, told: Mapping[str, Any], deadline: Deadline
             raise
         outcome = error.code
         if not isinstance(error, GateRefused):  # which is there already
-            await _record(db, model_name, name, "not_activated", told["actor"], error.message, None)
+            await registry.record(db, model_name, name, "not_activated", told["actor"], error.message, None)
     logger.info("activation", extra={"model": model_name, "version": name, "outcome": outcome})
 
 
@@ -225,7 +225,7 @@ async def _check(db: AsyncPostgrestClient, version: Version, actor: str) -> Chec
     elif decision.action == "rolled_back":
         await registry.roll_back(db, model_name, actor, decision.reason, decision.numbers, canary=name)
     else:
-        await _record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
+        await registry.record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
     logger.info("a canary is weighed", extra={"model": model_name, "version": name, "action": decision.action})
     return Checked(
         model_name=model_name, version=name, action=decision.action, reason=decision.reason, numbers=decision.numbers
@@ -300,19 +300,6 @@ def _summary(told: Mapping[str, Any]) -> dict[str, Any]:
         "difference": comparison and comparison["difference"],
         "set_sha256": told["set_sha256"],
     }
-
-
-async def _record(
-    db: AsyncPostgrestClient,
-    model_name: str,
-    name: str,
-    action: str,
-    actor: str,
-    reason: str,
-    numbers: Mapping[str, Any] | None,
-) -> None:
-    arguments = {"model_name": model_name, "version": name, "action": action, "actor": actor, "reason": reason}
-    await database.call(db, "record_decision", {**arguments, "numbers": numbers})
 
 
 async def _hand_over(

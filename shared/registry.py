@@ -197,6 +197,26 @@ async def delete(db: AsyncPostgrestClient, model_name: str, name: str, actor: st
         raise unknown(model_name, name)
 
 
+async def was_deleted(db: AsyncPostgrestClient, model_name: str, name: str) -> bool:
+    """Whether there was such a version; its name is never given again."""
+    query = db.from_("model_history").select("id").eq("model_name", model_name).eq("version", name)
+    return bool(await database.run(query.eq("action", "deleted").limit(1).execute()))
+
+
+async def record(
+    db: AsyncPostgrestClient,
+    model_name: str,
+    name: str,
+    action: str,
+    actor: str | None,
+    reason: str,
+    numbers: Mapping[str, Any] | None,
+) -> None:
+    """Write down what was decided of a version where nothing changes by it."""
+    arguments = {"model_name": model_name, "version": name, "action": action, "actor": actor, "reason": reason}
+    await database.call(db, "record_decision", {**arguments, "numbers": numbers})
+
+
 async def roll_back(
     db: AsyncPostgrestClient,
     model_name: str,
