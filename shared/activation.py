@@ -14,6 +14,7 @@ from shared.evaluation import Example
 from shared.hosting import Release
 from shared.models import Deadline
 from shared.registry import Text, Traffic, Version
+from shared.settings import Settings
 from shared.storage import Storage
 from shared.telemetry import Trace, logger
 from shared.wire import Wire
@@ -112,63 +113,86 @@ async def activate(
     deadline: Deadline,
     trace: Trace,
     in_background: bool = False,
+    in_worker: bool = False,
 ) -> Activated | Evaluating:
     """Evaluate a version beside the active one, and let it have users if it passes.
 
-    An evaluation that the version has already passed or failed beside the same active one counts. What a request's time
-    isn't enough for, a worker does. Raises `GateRefused`, `Conflict` where another version is active by then, and what
-    the registry does.
+    An earlier evaluation counts as long as nothing has changed that it depends on. What a request's time isn't enough
+    for, a worker does. Raises `GateRefused`, `Conflict` where other versions have users by then, `DeadlineExceeded`
+    where nobody is left to do the rest, and what the registry and the router do.
     """
     db = database.as_gateway(clients.http, clients.settings)
     versions = await registry.versions(db, model_name)
     version = next((each for each in versions if each.version == name), None)
     active = next((each for each in versions if each.is_active), None)
+    other = next((each for each in versions if each.is_canary), None)
     if version is None:
         raise registry.unknown(model_name, name)
     if version.status != "ready":
         raise registry.not_ready(name, version.status)
     if not (version.provider and version.provider_model):
         raise registry.not_served(name)
-    compared_with = active.version if active else None
+    _model(clients, version)  # raises for one that couldn't be asked, forced or not
+    url = None if in_worker else clients.settings.deployment_queue_url
     numbers: dict[str, Any] | None = None
     if not how.force and not version.is_active:
         examples = await _examples(clients, model_name)
-        numbers = _kept(version, active, examples, clients.settings.gate_examples)
-        if numbers is None and in_background and (url := clients.settings.deployment_queue_url):
-            return await _hand_over(url, model_name, name, how, actor)
+        numbers = _kept(clients.settings, version, active, examples)
+        if numbers is None and in_background and url:
+            return await _hand_over(db, url, model_name, name, how, actor)
         if numbers is None:
             numbers = await _evaluated(clients, db, version, active, examples, deadline, trace)
         if numbers["verdict"] == "unfinished":
-            if not (url := clients.settings.deployment_queue_url):
+            if not url:
                 raise DeadlineExceeded(
-                    "The evaluation takes longer than a request: set DEPLOYMENT_QUEUE_URL, or a lower GATE_EXAMPLES."
+                    "There is no time for the whole evaluation: lower GATE_EXAMPLES, raise GATE_CONCURRENCY, or set "
+                    "DEPLOYMENT_QUEUE_URL where it is missing."
                 )
-            return await _hand_over(url, model_name, name, how, actor)
+            return await _hand_over(db, url, model_name, name, how, actor)
         if numbers["verdict"] != "passed":
             reason = " ".join(numbers["reasons"])
-            await _record(db, model_name, name, "refused", actor, reason, numbers)
+            await registry.record(db, model_name, name, "refused", actor, reason, numbers)
             raise GateRefused(
                 f"Version {name} is not good enough: {reason} Send force to activate it all the same.", numbers
             )
     summary = _summary(numbers) if numbers else {"forced": how.force}
-    traffic = await registry.activate(db, model_name, name, how.weight, compared_with, actor, how.reason, summary)
+    traffic = await registry.activate(
+        db,
+        model_name,
+        name,
+        how.weight,
+        active.version if active else None,
+        other.version if other else None,
+        actor,
+        how.reason,
+        summary,
+    )
     return Activated(**traffic.model_dump(), evaluation=numbers)
 
 
 async def carry_on(clients: Clients, told: Mapping[str, Any], deadline: Deadline, trace: Trace) -> None:
-    """A worker's part of an activation; how it ends is in the version's history. Raises `Unavailable`."""
-    how = Activate(**told["how"])
+    """A worker's part of an activation; how it ends is in the version's history. Raises `Unavailable`.
+
+    What happened to the name's users since it was asked for counts: a message that comes again brings nothing back.
+    """
+    model_name, name, how = told["modelName"], told["version"], Activate(**told["how"])
+    db = database.as_gateway(clients.http, clients.settings)
     try:
-        done = await activate(clients, told["modelName"], told["version"], how, told["actor"], deadline, trace)
-        outcome = "not evaluated in a worker's time" if isinstance(done, Evaluating) else done.outcome
-    except Unavailable:
-        raise
+        last = await registry.last_move(db, model_name)
+        if last and last.id != told["lastMove"]:
+            if last.version == name:
+                logger.info("an activation that was done before", extra={"model": model_name, "version": name})
+                return
+            raise Conflict("Its name's users were moved meanwhile: look again, and activate it again.")
+        done = await activate(clients, model_name, name, how, told["actor"], deadline, trace, in_worker=True)
+        outcome = done.outcome if isinstance(done, Activated) else done.status
     except GatewayError as error:
+        if isinstance(error, Unavailable) and not isinstance(error, DeadlineExceeded):
+            raise
         outcome = error.code
         if not isinstance(error, GateRefused):  # which is there already
-            db = database.as_gateway(clients.http, clients.settings)
-            await _record(db, told["modelName"], told["version"], "not_activated", told["actor"], error.message, None)
-    logger.info("activation", extra={"model": told["modelName"], "version": told["version"], "outcome": outcome})
+            await registry.record(db, model_name, name, "not_activated", told["actor"], error.message, None)
+    logger.info("activation", extra={"model": model_name, "version": name, "outcome": outcome})
 
 
 async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
@@ -197,13 +221,11 @@ async def _check(db: AsyncPostgrestClient, version: Version, actor: str) -> Chec
     decision = canary.decide(figures)
     if decision.action == "promoted":
         active = figures["active"]["version"]
-        await registry.activate(
-            db, model_name, name, None, active, actor, decision.reason, decision.numbers, must_be_canary=True
-        )
+        await registry.activate(db, model_name, name, None, active, name, actor, decision.reason, decision.numbers)
     elif decision.action == "rolled_back":
         await registry.roll_back(db, model_name, actor, decision.reason, decision.numbers, canary=name)
     else:
-        await _record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
+        await registry.record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
     logger.info("a canary is weighed", extra={"model": model_name, "version": name, "action": decision.action})
     return Checked(
         model_name=model_name, version=name, action=decision.action, reason=decision.reason, numbers=decision.numbers
@@ -232,7 +254,7 @@ async def _evaluated(
     candidate = _model(clients, version)
     other = _model(clients, active) if active and active.provider and active.provider_model else None
     found = await evaluation.evaluate(clients.router, examples, candidate, other, deadline, trace)
-    told = {**found.body(), "compared_with": active.version if active else None}
+    told = {**found.body(), **_circumstances(clients.settings, version, active, examples)}
     if found.verdict != "unfinished":
         metrics = {**(version.performance_metrics or {}), KEPT: told}
         query = db.from_("model_metadata").update({"performance_metrics": metrics}).eq("id", version.id)
@@ -240,11 +262,27 @@ async def _evaluated(
     return told
 
 
-def _kept(version: Version, active: Version | None, examples: list[Example], most: int) -> dict[str, Any] | None:
-    """What an earlier evaluation came to, where nothing has changed since."""
-    kept: dict[str, Any] | None = (version.performance_metrics or {}).get(KEPT)
-    now = evaluation.digest(evaluation.sample(examples, most)), active.version if active else None
-    return kept if kept and (kept["set_sha256"], kept["compared_with"]) == now else None
+def _kept(
+    settings: Settings, version: Version, active: Version | None, examples: list[Example]
+) -> dict[str, Any] | None:
+    """What an earlier evaluation came to, where nothing has changed since; none that answers were missing from."""
+    kept: dict[str, Any] = (version.performance_metrics or {}).get(KEPT) or {}
+    if not kept or kept != {**kept, **_circumstances(settings, version, active, examples)}:
+        return None
+    return kept if kept["verdict"] == "passed" or not kept["candidate"]["failed"] else None
+
+
+def _circumstances(
+    settings: Settings, version: Version, active: Version | None, examples: list[Example]
+) -> dict[str, Any]:
+    """What an evaluation's outcome depends on."""
+    return {
+        "set_sha256": evaluation.digest(evaluation.sample(examples, settings.gate_examples)),
+        "minimum": settings.gate_minimum,
+        "tolerance": settings.gate_tolerance,
+        "compared_with": active.version if active else None,
+        "asked": [[each.provider, each.provider_model] for each in (version, active) if each],
+    }
 
 
 def _model(clients: Clients, version: Version) -> Any:
@@ -264,20 +302,10 @@ def _summary(told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _record(
-    db: AsyncPostgrestClient,
-    model_name: str,
-    name: str,
-    action: str,
-    actor: str,
-    reason: str,
-    numbers: Mapping[str, Any] | None,
-) -> None:
-    arguments = {"model_name": model_name, "version": name, "action": action, "actor": actor, "reason": reason}
-    await database.call(db, "record_decision", {**arguments, "numbers": numbers})
-
-
-async def _hand_over(url: str, model_name: str, name: str, how: Activate, actor: str) -> Evaluating:
+async def _hand_over(
+    db: AsyncPostgrestClient, url: str, model_name: str, name: str, how: Activate, actor: str
+) -> Evaluating:
+    last = await registry.last_move(db, model_name)
     told = {"modelName": model_name, "version": name, "how": how.model_dump(), "actor": actor}
-    await queue.send(url, {"activate": told})
+    await queue.send(url, {"activate": {**told, "lastMove": last.id if last else None}})
     return Evaluating(model_name=model_name, version=name)

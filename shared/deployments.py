@@ -16,12 +16,13 @@ from typing import Annotated, Any, Self
 from uuid import uuid4
 
 from postgrest import AsyncPostgrestClient
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from shared import artifacts, database, queue, registry, sources, transfers, uploads
 from shared.artifacts import StoredFile
 from shared.clients import Clients
 from shared.errors import (
+    ArtifactRefused,
     Conflict,
     DatabaseUnavailable,
     GatewayError,
@@ -32,6 +33,7 @@ from shared.errors import (
 )
 from shared.models import Deadline
 from shared.registry import Name, Text, Version
+from shared.settings import Settings
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination
@@ -44,7 +46,25 @@ NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
 LEAST_SECONDS = 0.2  # of a request, for bringing files
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
+METRICS_DEPTH = 20
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+
+
+def _storable(metrics: dict[str, Any]) -> dict[str, Any]:
+    """JSON as the database takes it, which is stricter than Python."""
+    try:
+        json.dumps(metrics, allow_nan=False, ensure_ascii=False).encode()
+        too_deep = _depth(metrics) > METRICS_DEPTH
+    except (ValueError, RecursionError) as error:
+        raise ValueError("no NaN, no Infinity and no halves of characters, please") from error
+    if too_deep:
+        raise ValueError(f"more than {METRICS_DEPTH} levels deep: make it flatter")
+    return metrics
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 class File(Wire):
@@ -63,7 +83,7 @@ class Run(Wire):
     base_model: Text
     provider: Text | None = None
     provider_model: Text | None = None
-    metrics: dict[str, Any] | None = None
+    metrics: Annotated[dict[str, Any], AfterValidator(_storable)] | None = None
     training_data_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     dataset_export_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     fine_tuned_on: datetime | None = None
@@ -105,10 +125,9 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
     """
     settings, db = clients.settings, database.as_gateway(clients.http, clients.settings)
     _storage(clients).destination("")  # without its settings nothing is begun
-    for file in run.files:
-        artifacts.check_path(file.path)
-    if run.source != UPLOAD and not run.source.startswith(("s3://", "https://", "http://")):
-        raise InvalidRequest("source: s3://bucket/key, s3://bucket/prefix/, https://…, or upload.")
+    _check_files(run)
+    if run.source != UPLOAD:
+        sources.check(run.source, _hosts(settings), settings.allow_private_sources)
     registered = await database.call(
         db,
         "register_model",
@@ -119,15 +138,36 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
             f"version: {registered['version']} of {run.model_name} {_of_status(registered)}, and versions never change:"
             " choose another, or leave it out."
         )
+    if registered["outcome"] == "again" and _asked(registered["progress"]) != _asked(_columns(run)["progress"]):
+        raise Conflict(
+            f"version: {registered['version']} of {run.model_name} was begun with other files: send the same request, "
+            "delete it, or choose another version."
+        )
     if run.source == UPLOAD:
-        storage, folder = _storage(clients), _folder(registered)
-        signed = [await storage.sign_upload(folder, file.path) for file in run.files]
-        return Deployment(model=await _version(db, registered), uploads=signed)
+        return Deployment(model=await _version(db, registered), uploads=await _sign_uploads(clients, registered, run))
     if in_background and settings.deployment_queue_url:
         await _hand_over(clients, registered["id"])
     else:
         await _bring_what_can_be(clients, registered["id"], deadline)
     return Deployment(model=await _version(db, registered))
+
+
+def _check_files(run: Deploy) -> None:
+    """Raises `ArtifactRefused` for files whose names alone say that they won't be taken."""
+    names = artifacts.Names(artifacts.Rules(run.allow_pickle, run.leave_out))
+    for file in run.files:
+        artifacts.check_path(file.path)
+        if run.source == UPLOAD:
+            names.admit(file.path, file.size_bytes or 0)
+            if artifacts.is_archive(file.path):
+                raise ArtifactRefused(f"{file.path}: an upload is of files, not of archives: name those in it.")
+
+
+async def _sign_uploads(clients: Clients, row: Mapping[str, Any], run: Deploy) -> list[SignedUpload]:
+    """Where those files go that aren't there yet: Storage signs nothing for others."""
+    storage, folder = _storage(clients), _folder(row)
+    there = await asyncio.to_thread(uploads.there, storage.destination(folder))
+    return [await storage.sign_upload(folder, file.path) for file in run.files if file.path not in there]
 
 
 async def finalize(clients: Clients, model_name: str, name: str, deadline: Deadline) -> Version:
@@ -191,14 +231,28 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
 
 
 async def delete(clients: Clients, db: AsyncPostgrestClient, model_name: str, name: str, actor: str) -> None:
-    """Delete a version, and then its files, the manifest first. Raises what `registry.delete` does."""
-    version = await registry.version(db, model_name, name)
-    await registry.delete(db, model_name, name, actor)
-    kept, folder = version.progress or {}, f"{model_name}/{name}"
-    paths = [file["path"] for file in version.files or kept.get("files", [])]
-    await _storage(clients).remove([f"{folder}/{path}" for path in [artifacts.MANIFEST, *paths]])
-    if position := kept.get("position"):
-        await asyncio.to_thread(transfers.abandon, _storage(clients).destination(folder), position)
+    """Delete a version, and then its files. Where Storage failed with these, the same again removes them.
+
+    Raises what `registry.delete` does.
+    """
+    folder = f"{model_name}/{name}"
+    _storage(clients).destination(folder)  # without its settings nothing is begun
+    try:
+        await registry.delete(db, model_name, name, actor)
+    except NotFound:
+        if not await registry.was_deleted(db, model_name, name) or not await _remove_files(clients, folder):
+            raise
+    else:
+        await _remove_files(clients, folder)
+
+
+async def _remove_files(clients: Clients, folder: str) -> int:
+    """Remove what is left of a version that is gone, the manifest first; gives how many files there were."""
+    storage = _storage(clients)
+    await asyncio.to_thread(transfers.end_uploads, storage.destination(folder))
+    there = await asyncio.to_thread(uploads.there, storage.destination(folder))
+    await storage.remove([f"{folder}/{path}" for path in sorted(there, key=lambda path: path != artifacts.MANIFEST)])
+    return len(there)
 
 
 async def _bring_what_can_be(clients: Clients, model_id: int, deadline: Deadline) -> None:
@@ -210,6 +264,8 @@ async def _bring_what_can_be(clients: Clients, model_id: int, deadline: Deadline
     except TransferRunning as running:
         await _hand_over(clients, model_id, running.retry_after_seconds or LEASE_SECONDS)
     except Unavailable:
+        if not clients.settings.deployment_queue_url:
+            raise
         await _hand_over(clients, model_id, LEASE_SECONDS)
 
 
@@ -236,6 +292,9 @@ async def _bring(clients: Clients, model_id: int, stop_at: float) -> bool:
             return False
         await _finish(db, lease, work, row, files)
         return True
+    except _Gone as error:
+        await _remove_files(clients, _folder(row))
+        raise NotFound("The version was deleted meanwhile.") from error
     except _Lost as error:
         raise TransferRunning("Another worker has the files in hand.", LEASE_SECONDS) from error
     except GatewayError as error:
@@ -243,6 +302,9 @@ async def _bring(clients: Clients, model_id: int, stop_at: float) -> bool:
             await lease.let_go()
         else:
             await lease.fail(error.message)
+        if not error.retryable and row["source"] == UPLOAD:
+            with suppress(Unavailable):
+                await registry.record(db, row["model_name"], row["version"], "not_finalized", None, error.message, None)
         raise
 
 
@@ -263,13 +325,21 @@ async def _finish(
             "worker": lease.worker,
         },
     )
-    if told["outcome"] == "lost":
-        raise _Lost
+    if told["outcome"] != "ready":
+        raise _lost(told["outcome"])
     logger.info("a version is ready", extra={"model": row["model_name"], "version": row["version"]})
 
 
 class _Lost(Exception):
-    """Another worker has the lease, or the version is gone."""
+    """Another worker has the lease, or has ended what it was for."""
+
+
+class _Gone(_Lost):
+    """The version was deleted."""
+
+
+def _lost(outcome: str) -> _Lost:
+    return _Gone() if outcome == "unknown" else _Lost()
 
 
 @dataclass(slots=True)
@@ -308,7 +378,7 @@ class _Lease:
             logger.warning("a transfer can't be noted", extra={"modelId": self.model_id, "kind": type(error).__name__})
             return
         if outcome != "noted":
-            raise _Lost
+            raise _lost(outcome)
 
     async def let_go(self) -> None:
         with suppress(Unavailable):
@@ -350,7 +420,7 @@ class _Work:
             files=[File(**file) for file in kept["files"]],
             position=kept.get("position"),
             provenance=kept["provenance"],
-            hosts=[host.strip() for host in settings.source_hosts.split(",") if host.strip()],
+            hosts=_hosts(settings),
             allow_private=settings.allow_private_sources,
         )
 
@@ -365,6 +435,7 @@ class _Work:
             position=self.position,
             stop_at=stop_at,
             keep=keep,
+            sizes={file.path: file.size_bytes for file in self.files},
         )
         if outcome.position is not None:
             keep(outcome.position)
@@ -406,6 +477,15 @@ def _columns(run: Deploy) -> dict[str, Any]:
             },
         },
     }
+
+
+def _hosts(settings: Settings) -> list[str]:
+    return [host.strip() for host in settings.source_hosts.split(",") if host.strip()]
+
+
+def _asked(progress: Mapping[str, Any]) -> list[Any]:
+    """What was asked for, of what a row keeps of it."""
+    return [progress["files"], list(progress["leaveOut"]), progress["allowPickle"]]
 
 
 def _folder(row: Mapping[str, Any]) -> str:

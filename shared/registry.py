@@ -15,6 +15,7 @@ from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.wire import Wire
 
 HISTORY = 50  # of a version, the newest
+MOVES = ("activated", "canary", "promoted", "rolled_back")
 # A part of Storage's paths, of `model@version` and of addresses.
 Name = Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
@@ -60,6 +61,7 @@ class Version(Wire):
 class Step(Wire):
     """What was done with a version, by whom, why, and on what numbers."""
 
+    id: int = Field(exclude=True)
     version: str
     action: str
     weight: float | None
@@ -123,6 +125,13 @@ async def version_with_history(db: AsyncPostgrestClient, model_name: str, name: 
     return VersionWithHistory(**dict(found), history=[Step(**row) for row in steps])
 
 
+async def last_move(db: AsyncPostgrestClient, model_name: str) -> Step | None:
+    """The last step that moved users of the name; None before any."""
+    query = db.from_("model_history").select("*").eq("model_name", model_name).in_("action", MOVES)
+    steps = await database.run(query.order("id", desc=True).limit(1).execute())
+    return Step(**steps[0]) if steps else None
+
+
 async def paths(db: AsyncPostgrestClient, model_name: str, name: str) -> list[str]:
     """The version's files. Raises `NotFound`, and `Conflict` while they aren't there."""
     found = await version(db, model_name, name)
@@ -137,15 +146,15 @@ async def activate(
     name: str,
     weight: float | None,
     compared_with: str | None,
+    compared_canary: str | None,
     actor: str,
     reason: str | None,
     numbers: Mapping[str, Any] | None,
-    must_be_canary: bool = False,
 ) -> Traffic:
     """Give a version all of its name's users, or a part of them beside the active one.
 
-    `compared_with` is the version that was active when it was decided: of two who decide at once the second gets a
-    `Conflict`. Raises `NotFound`, and `InvalidRequest` for a version that nobody can ask.
+    `compared_with` and `compared_canary` are the versions that had users when it was decided: of two who decide at once
+    the second gets a `Conflict`. Raises `NotFound`, and `InvalidRequest` for a version that nobody can ask.
     """
     told = await database.call(
         db,
@@ -155,8 +164,8 @@ async def activate(
             "version": name,
             "weight": weight,
             "compared_with": compared_with,
+            "compared_canary": compared_canary,
             "check_compared": True,
-            "must_be_canary": must_be_canary,
             "actor": actor,
             "reason": reason,
             "numbers": numbers,
@@ -186,6 +195,26 @@ async def delete(db: AsyncPostgrestClient, model_name: str, name: str, actor: st
         raise Conflict(f"Version {name} has users: activate another one, or roll back, first.")
     if told["outcome"] == "unknown":
         raise unknown(model_name, name)
+
+
+async def was_deleted(db: AsyncPostgrestClient, model_name: str, name: str) -> bool:
+    """Whether there was such a version; its name is never given again."""
+    query = db.from_("model_history").select("id").eq("model_name", model_name).eq("version", name)
+    return bool(await database.run(query.eq("action", "deleted").limit(1).execute()))
+
+
+async def record(
+    db: AsyncPostgrestClient,
+    model_name: str,
+    name: str,
+    action: str,
+    actor: str | None,
+    reason: str,
+    numbers: Mapping[str, Any] | None,
+) -> None:
+    """Write down what was decided of a version where nothing changes by it."""
+    arguments = {"model_name": model_name, "version": name, "action": action, "actor": actor, "reason": reason}
+    await database.call(db, "record_decision", {**arguments, "numbers": numbers})
 
 
 async def roll_back(

@@ -1,6 +1,7 @@
 """Where a model's files come from: `s3://bucket/key`, `s3://bucket/prefix/`, or `https://` at an allowed host."""
 
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ FIRST_WAIT_SECONDS = 0.2
 CHUNK_BYTES = 1024 * 1024
 REDIRECTS = 5
 TIMEOUT = httpx.Timeout(30, connect=5)
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address is in its last 32 bits
 
 
@@ -47,12 +49,23 @@ def find(address: str, s3: S3 | None, hosts: Collection[str] = (), allow_private
     An address within private networks is refused, by what its name resolves to. `allow_private` lets loopback in, and
     `http://` there: for tests. Raises `SourceRefused`.
     """
-    if address.startswith("s3://") and s3 is not None:
-        bucket, _, key = address.removeprefix("s3://").partition("/")
-        return _prefix(s3, bucket, key) if key.endswith("/") or not key else [_object(s3, bucket, key)]
-    if address.startswith("https://") or (allow_private and address.startswith("http://")):
+    check(address, hosts, allow_private)
+    if not address.startswith("s3://"):
         return [_download(address, hosts, allow_private)]
-    raise SourceRefused("The source has to be s3://bucket/key, s3://bucket/prefix/ or https://…: change it.")
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    return _prefix(s3, bucket, key) if key.endswith("/") or not key else [_object(s3, bucket, key)]
+
+
+def check(address: str, hosts: Collection[str] = (), allow_private: bool = False) -> None:
+    """Raises `SourceRefused` for what is no address of files, or is at a host that isn't allowed; asks nobody."""
+    if address.startswith("s3://"):
+        bucket = address.removeprefix("s3://").partition("/")[0]
+        if not BUCKET.fullmatch(bucket):
+            raise SourceRefused(f"{bucket[:100]!r} is no bucket's name: the source is s3://bucket/key or a prefix/.")
+    elif address.startswith("https://") or (allow_private and address.startswith("http://")):
+        _check_host(_url(address), hosts, allow_private)
+    else:
+        raise SourceRefused("The source has to be s3://bucket/key, s3://bucket/prefix/ or https://…: change it.")
 
 
 def _prefix(s3: S3, bucket: str, prefix: str) -> list[Remote]:
@@ -139,13 +152,13 @@ def _ranged(path: str, size: int, etag: str, get: Callable[[int, int], Iterator[
 
 def _download(address: str, hosts: Collection[str], allow_private: bool) -> Remote:
     """The file behind the address: what one request with a range says of it, after all redirects."""
-    url = httpx.URL(address)
+    url = _url(address)
     name = unquote(url.path).rpartition("/")[2] or "model"
     for _ in range(REDIRECTS):
         pinned = _Pinned.open(url, hosts, allow_private)
         with pinned.get(range(0, 1)) as answer:
-            if answer.is_redirect:
-                url = url.join(answer.headers["location"])
+            if answer.has_redirect_location:
+                url = _url(answer.headers["location"], url)
                 continue
             return _described(pinned, name, answer)
     raise SourceRefused(f"{name}: more than {REDIRECTS} redirects: give the last address.")
@@ -172,13 +185,13 @@ def _described(pinned: "_Pinned", name: str, answer: httpx.Response) -> Remote:
             if part.status_code != 206:
                 # A signed address that has run out, too: found anew it is a fresh one.
                 raise StorageUnavailable(f"{pinned.url.host} answered {part.status_code} for {name}.")
-            yield from part.iter_raw(CHUNK_BYTES)
+            yield from part.iter_raw()  # as they come, for who minds the time
 
     def whole(_offset: int, _length: int) -> Iterator[bytes]:
         given = 0
         with pinned.get() as answer:
             _check_same(answer, etag, name)
-            for chunk in answer.iter_raw(CHUNK_BYTES):
+            for chunk in answer.iter_raw():
                 given += len(chunk)
                 yield chunk
         if given != size:
@@ -212,16 +225,9 @@ class _Pinned:
     @classmethod
     def open(cls, url: httpx.URL, hosts: Collection[str], allow_private: bool) -> "_Pinned":
         """Raises `SourceRefused` for a host that isn't allowed or isn't public."""
-        if url.scheme != "https" and not (allow_private and url.scheme == "http"):
-            raise SourceRefused(f"{url.host} is not read by https: give an https:// address.")
-        if url.userinfo:
-            raise SourceRefused("The source's address holds a password: give one without, or a signed one.")
-        host = url.raw_host.decode()
-        named = host if url.port is None else f"{host}:{url.port}"
-        if not any(_fits(named.lower(), allowed.lower()) for allowed in hosts):
-            raise SourceRefused(f"{named} is none of the hosts that files may come from: allow it, or use s3://.")
+        _check_host(url, hosts, allow_private)
         port = url.port or (443 if url.scheme == "https" else 80)
-        address = _resolved(host, port, allow_private)
+        address = _resolved(url.raw_host.decode(), port, allow_private)
         # No proxy: it would resolve the name again.
         return cls(url, url.copy_with(host=address), httpx.Client(timeout=TIMEOUT, trust_env=False))
 
@@ -239,6 +245,24 @@ class _Pinned:
                 yield answer
         except httpx.TransportError as error:
             raise StorageUnavailable(f"{self.url.host} can't be read for now.") from error
+
+
+def _url(address: str, base: httpx.URL | None = None) -> httpx.URL:
+    try:
+        return base.join(address) if base else httpx.URL(address)
+    except (httpx.InvalidURL, ValueError) as error:  # idna's errors are ValueErrors
+        raise SourceRefused("The source's address can't be read: correct it.") from error
+
+
+def _check_host(url: httpx.URL, hosts: Collection[str], allow_private: bool) -> None:
+    if url.scheme != "https" and not (allow_private and url.scheme == "http"):
+        raise SourceRefused(f"{url.host} is not read by https: give an https:// address.")
+    if url.userinfo:
+        raise SourceRefused("The source's address holds a password: give one without, or a signed one.")
+    host = url.raw_host.decode()
+    named = host if url.port is None else f"{host}:{url.port}"
+    if not any(_fits(named.lower(), allowed.lower()) for allowed in hosts):
+        raise SourceRefused(f"{named} is none of the hosts that files may come from: allow it, or use s3://.")
 
 
 def _fits(named: str, host: str) -> bool:

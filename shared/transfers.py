@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -38,6 +39,7 @@ THREADS = 4
 KEEP_SECONDS = 1.0
 ENDLESS = 2**63  # how long an archive's contents are isn't known before they are unpacked
 TYPES = {"json": "application/json", "text": "text/plain; charset=utf-8"}
+NO_SIZES: Mapping[str, int | None] = MappingProxyType({})
 Keep = Callable[[dict[str, Any]], None]
 
 
@@ -140,12 +142,14 @@ def transfer_all(
     position: Mapping[str, Any] | None,
     stop_at: float,
     keep: Keep,
+    sizes: Mapping[str, int | None] = NO_SIZES,
 ) -> Outcome:
     """Store the source's files, archives as the files in them, and give what has been stored.
 
-    `expected` are SHA-256 hashes by path, of stored files and of archives. At `stop_at` (`time.monotonic`) it ends
-    between two parts and gives its position; the parts that are under way are waited for. `keep` gets the position
-    whenever a file or an upload begins or ends, and else once a second.
+    `expected` are SHA-256 hashes by path, of stored files and of archives; `sizes` those files that have to be there,
+    with their bytes where they are known. At `stop_at` (`time.monotonic`) it ends, also within a part that comes
+    slowly, and gives its position; the parts that are under way are waited for. `keep` gets the position whenever a
+    file or an upload begins or ends, and else once a second while bytes come.
 
     Raises what can't be mended (`ArtifactRefused`, `SourceRefused`, `SourceChanged`, `Misconfigured`) after it has
     removed all that it had stored. `StorageUnavailable` is to be tried again with the position last kept.
@@ -156,7 +160,8 @@ def transfer_all(
     if position and not all(remote.etag for remote in sources):  # nobody knows whether they are the same
         abandon(destination, position)
         start = fresh
-    run = _Run(destination, rules, {path: sha.lower() for path, sha in expected.items()}, start, stop_at, keep)
+    hashes = {path: sha.lower() for path, sha in expected.items()}
+    run = _Run(destination, rules, hashes, sizes, start, stop_at, keep)
     try:
         if start.source != fresh.source:
             raise SourceChanged("The source's files have changed since their transfer began: start again.")
@@ -179,6 +184,15 @@ def abandon(destination: Destination, position: Mapping[str, Any]) -> None:
             _abort(destination, destination.key(at.upload.path), at.upload.upload_id)
         for file in at.files:
             destination.s3.delete_object(Bucket=destination.bucket, Key=destination.key(file.path))
+
+
+def end_uploads(destination: Destination) -> None:
+    """Remove the parts of all files that are under way to the folder."""
+    to = destination
+    with _storage_errors(to):
+        for page in to.s3.get_paginator("list_multipart_uploads").paginate(Bucket=to.bucket, Prefix=to.key("")):
+            for left in page.get("Uploads", []):
+                _abort(to, left["Key"], left["UploadId"])
 
 
 def write_manifest(destination: Destination, manifest: artifacts.Manifest) -> None:
@@ -211,6 +225,7 @@ class _Run:
     destination: Destination
     rules: Rules
     expected: Mapping[str, str]
+    sizes: Mapping[str, int | None]
     at: Position
     stop_at: float
     keep: Keep
@@ -220,7 +235,7 @@ class _Run:
 
     def all(self, sources: Sequence[Remote]) -> None:
         names = Names(self.rules)
-        plain, packed = self._sorted(sources, names)
+        plain, packed = self._sorted([self._minded(remote) for remote in sources], names)
         looked_at = list(self.pool.map(lambda found: self._facts(*found), plain))
         for (_, content), facts in zip(plain, looked_at, strict=True):
             self._store(content, facts)
@@ -229,8 +244,19 @@ class _Run:
             self._unpack(remote, names)
             self.passed_bytes += remote.size
         known = {file.path for file in self.at.files} | {remote.path for remote in packed}
-        if missing := self.expected.keys() - known:
-            raise ArtifactRefused(f"{min(missing)}: its sha256 was given, and it isn't at the source: correct it.")
+        if missing := (self.expected.keys() | self.sizes.keys()) - known:
+            raise ArtifactRefused(f"{min(missing)}: it was announced, and isn't at the source: correct it.")
+
+    def _minded(self, remote: Remote) -> Remote:
+        """The file, whose long ranges end with the time, and are heard of while they come, however slowly."""
+
+        def chunks(offset: int, length: int) -> Iterator[bytes]:
+            for chunk in remote.chunks(offset, length):
+                self._mind_the_time()
+                self._keep(0)
+                yield chunk
+
+        return replace(remote, chunks=chunks)
 
     def _sorted(self, sources: Sequence[Remote], names: Names) -> tuple[list[tuple[str, Content]], list[Remote]]:
         """What can be read by ranges (files, and members of plain archives), and the archives that can't."""
@@ -243,8 +269,9 @@ class _Run:
             if not artifacts.is_archive(remote.path):
                 names.admit(remote.path, remote.size)
                 plain.append((remote.path, content))
-            elif remote.read is None or remote.path in self.expected or archives.is_gzip(content):
+            elif remote.read is None or self._is_announced(remote.path) or archives.is_gzip(content):
                 artifacts.check_path(remote.path)
+                self._check_size(remote.path, remote.size)
                 packed.append(remote)
             else:
                 plain.extend(self._members(remote.path, content, names))
@@ -255,6 +282,7 @@ class _Run:
     def _facts(self, path: str, content: Content) -> FileFacts:
         if done := self._stored(path):
             return FileFacts(done.path, done.size, done.format, done.metadata)
+        self._check_size(path, content.size)
         return artifacts.check(path, content, self.rules)
 
     def _members(self, archive: str, content: Content, names: Names) -> Iterator[tuple[str, Content]]:
@@ -265,6 +293,7 @@ class _Run:
             for member in archives.members(content):
                 path = folder + member.path
                 if not self.rules.leaves_out(path):
+                    artifacts.check_path(path)
                     if artifacts.is_archive(path):
                         raise ArtifactRefused(f"{path} is an archive in an archive: unpack it.")
                     names.admit(path, member.size)
@@ -287,7 +316,6 @@ class _Run:
 
         def chunks() -> Iterator[bytes]:
             for chunk in remote.chunks(0, remote.size):
-                self._mind_the_time()
                 digest.update(chunk)
                 yield chunk
                 self.passed_bytes += len(chunk)
@@ -350,6 +378,10 @@ class _Run:
                     settle()
             while flight:
                 settle()
+        except _OutOfTime:  # what is under way will be there
+            while flight:
+                settle()
+            raise
         finally:  # no part arrives after the upload has been given up
             wait([future for future in flight if not future.cancel()])
         self._check_hash(facts.path, digest.hexdigest())
@@ -419,6 +451,13 @@ class _Run:
 
     def _stored(self, path: str) -> StoredFile | None:
         return next((file for file in self.at.files if file.path == path), None)
+
+    def _is_announced(self, path: str) -> bool:
+        return path in self.expected or path in self.sizes
+
+    def _check_size(self, path: str, size: int) -> None:
+        if (self.sizes.get(path) or size) != size:
+            raise ArtifactRefused(f"{path}: it has {size} bytes, {self.sizes[path]} were announced: upload it again.")
 
     def _check_hash(self, path: str, sha256: str) -> None:
         if self.expected.get(path, sha256) != sha256:

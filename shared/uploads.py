@@ -11,7 +11,11 @@ from shared.artifacts import Rules, StoredFile
 from shared.contents import Content
 from shared.errors import ArtifactRefused, SourceRefused
 from shared.sources import Remote
-from shared.transfers import Destination, Outcome, Position
+from shared.transfers import KEEP_SECONDS, Destination, Outcome, Position
+
+
+class _OutOfTime(Exception):
+    """A run ends; no failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +36,37 @@ def verify(
     stop_at: float,
     keep: Callable[[Mapping[str, Any]], None],
 ) -> Outcome:
-    """Read every file once, its header and its hash; at `stop_at` it ends between two files and gives its position.
+    """Read every file once, its header and its hash; at `stop_at` it ends and gives its position, which is of files.
+
+    `keep` gets the position after each file, and once a second while one is read: a file that was begun is read again
+    by the next run, for a hash's state can't be kept between processes.
 
     Raises `ArtifactRefused` for a file that isn't there or isn't what was announced. The latter is removed, so that the
     same signed address takes it again: they overwrite nothing.
     """
-    there = _there(destination)
+    found = there(destination)
     total = sum(file.size for file in files)
     at = Position.of(position) if position else Position("upload", total)
-    if missing := [file.path for file in files if file.path not in there]:
+    if missing := [file.path for file in files if file.path not in found]:
         raise ArtifactRefused(f"{missing[0]}: it isn't uploaded yet: {len(missing)} of {len(files)} files are missing.")
+    heard_at = time.monotonic()
+
+    def heard() -> None:
+        nonlocal heard_at
+        now = time.monotonic()
+        if now >= stop_at:
+            raise _OutOfTime
+        if now - heard_at >= KEEP_SECONDS:
+            keep(at.wire())
+            heard_at = now
+
     for file in files:
         if any(done.path == file.path for done in at.files):
             continue
-        if time.monotonic() >= stop_at:
-            return Outcome(at.files, at.wire())
         try:
-            stored = _verified(there[file.path], file, rules)
+            stored = _verified(found[file.path], file, rules, heard)
+        except _OutOfTime:
+            return Outcome(at.files, at.wire())
         except ArtifactRefused:
             destination.s3.delete_object(Bucket=destination.bucket, Key=destination.key(file.path))
             raise
@@ -57,7 +75,8 @@ def verify(
     return Outcome(at.files, None)
 
 
-def _there(destination: Destination) -> dict[str, Remote]:
+def there(destination: Destination) -> dict[str, Remote]:
+    """The files of the folder, by their paths."""
     try:
         found = sources.find(f"s3://{destination.bucket}/{destination.key('')}", destination.s3)
     except SourceRefused:  # an empty folder is none
@@ -65,7 +84,8 @@ def _there(destination: Destination) -> dict[str, Remote]:
     return {remote.path: remote for remote in found}
 
 
-def _verified(remote: Remote, file: Announced, rules: Rules) -> StoredFile:
+def _verified(remote: Remote, file: Announced, rules: Rules, heard: Callable[[], None]) -> StoredFile:
+    heard()
     if remote.size != file.size:
         raise ArtifactRefused(f"{file.path}: it has {remote.size} bytes, not {file.size}: upload it again.")
     assert remote.read is not None  # S3 has ranges
@@ -73,6 +93,7 @@ def _verified(remote: Remote, file: Announced, rules: Rules) -> StoredFile:
     digest = hashlib.sha256()
     for chunk in remote.chunks(0, remote.size):
         digest.update(chunk)
+        heard()
     if digest.hexdigest() != file.sha256:
         raise ArtifactRefused(
             f"{file.path}: its sha256 is {digest.hexdigest()}, {file.sha256} was announced: upload it again."

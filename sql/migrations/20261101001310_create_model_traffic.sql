@@ -49,8 +49,8 @@ revoke all on function private.send_users(bigint, bigint, double precision) from
 grant execute on function private.send_users(bigint, bigint, double precision) to service_role;
 
 -- Gives a version users: all of its name's where `weight` is null or 1, else this part, as the canary beside the active
--- one. `compared_with` is the version the caller saw active (null: none), and counts where `check_compared` says so;
--- with `must_be_canary` a version gets all only if it is the canary yet. One of
+-- one. `compared_with` and `compared_canary` are the versions the caller saw with users (null: none), and count where
+-- `check_compared` says so. One of
 --   {"outcome": "activated" | "canary", "active", "canary", "weight", "previous"}    done; `previous` was active before
 --   {"outcome": "already", "active", "canary", "weight"}    it is so
 --   {"outcome": "conflict", "active", "canary"}             somebody was faster: these are served now
@@ -65,7 +65,7 @@ create function public.activate_model(
   weight double precision default null,
   compared_with text default null,
   check_compared boolean default false,
-  must_be_canary boolean default false,
+  compared_canary text default null,
   actor text default null,
   reason text default null,
   numbers jsonb default null
@@ -108,8 +108,7 @@ begin
     return told || jsonb_build_object('outcome', 'already', 'weight', share);
   end if;
 
-  if (check_compared and active.version is distinct from compared_with)
-    or (must_be_canary and canary.id is distinct from model.id) then
+  if check_compared and (active.version, canary.version) is distinct from (compared_with, compared_canary) then
     return told || jsonb_build_object('outcome', 'conflict');
   end if;
 
@@ -145,10 +144,10 @@ end
 $$;
 
 revoke all on function public.activate_model(
-  text, text, double precision, text, boolean, boolean, text, text, jsonb
+  text, text, double precision, text, boolean, text, text, text, jsonb
 ) from public, anon, authenticated;
 grant execute on function public.activate_model(
-  text, text, double precision, text, boolean, boolean, text, text, jsonb
+  text, text, double precision, text, boolean, text, text, text, jsonb
 ) to service_role;
 
 -- The versions of a name that were active, as a stack: who was activated stands on who was active before, and a

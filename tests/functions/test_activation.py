@@ -145,6 +145,49 @@ def test_of_two_activations_at_once_one_wins(registry: Registry) -> None:
     assert registry.served() == {won: 1}
 
 
+def test_an_evaluation_that_answers_were_missing_from_does_not_count(registry: Registry, provider: Tuned) -> None:
+    registry.ready("v1", model="down")
+    provider.scripts["down"] = [lambda: Response(status_code=401)] * 100
+    assert registry.activate("v1").json()["code"] == "gate_refused"
+
+    provider.scripts.clear()
+    answer = registry.activate("v1")
+
+    assert (answer.status_code, answer.json()["active"]) == (200, "v1"), answer.text
+
+
+def test_an_evaluation_counts_for_the_model_that_was_asked(registry: Registry, stack: Stack) -> None:
+    registry.ready("v1", model="bad-1")
+    assert registry.activate("v1").json()["code"] == "gate_refused"
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        database.execute(
+            "update public.model_metadata set provider_model = 'good' where model_name = %s", [registry.name]
+        )
+
+    assert registry.activate("v1").status_code == 200
+
+
+def test_of_two_canaries_at_once_one_wins(registry: Registry) -> None:
+    registry.ready("v1", "v2", "v3")
+    registry.activate("v1")
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda version: registry.activate(version, weight=0.1), ["v2", "v3"]))
+
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    assert len(registry.served()) == 2
+
+
+def test_a_version_that_cannot_be_asked_is_not_forced_on_users(registry: Registry) -> None:
+    registry.deploy(registry.put({"config.json": CONFIG}), provider="no-such", providerModel="m")
+
+    answer = registry.activate("v1", force=True)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "provider" in answer.json()["error"]
+    assert registry.served() == {}
+
+
 @pytest.mark.parametrize("weight", [0, -0.1, 1.5, "half"])
 def test_a_weight_is_a_share(registry: Registry, weight: Any) -> None:
     registry.ready("v1")
@@ -218,6 +261,39 @@ def test_a_worker_evaluates_what_takes_longer_than_a_request(
     assert registry.actions("v1") == ["registered", "activated"]
     assert registry.actions("bad-2") == ["registered", "refused"]
     assert registry.served() == {"v1": 1}
+
+
+def test_an_activation_that_comes_again_brings_nothing_back(
+    registry: Registry, stack: Stack, settings: dict[str, str]
+) -> None:
+    registry.ready("v1", "v2")
+    registry.activate("v1")
+    message = deferred(registry, stack, settings, "v2")
+    deliver(stack, settings, message)
+    assert registry.served() == {"v2": 1}
+    registry.call("POST", f"/{registry.name}/rollback")
+
+    deliver(stack, settings, message)
+
+    assert registry.served() == {"v1": 1}
+    assert registry.actions("v2") == ["registered", "activated", "rolled_back"]
+
+
+def test_an_evaluation_that_a_worker_has_no_time_for_ends(
+    registry: Registry, stack: Stack, settings: dict[str, str], provider: Tuned
+) -> None:
+    registry.ready("v1", model="slow")
+    message = deferred(registry, stack, settings, "v1")
+    provider.held.add("slow")
+    with queue_of(stack) as queue:
+        deliver(stack, {**settings, "DEPLOYMENT_QUEUE_URL": queue.url}, message, seconds=6)
+        left = queue.take()
+    provider.held.clear()
+
+    assert left == []
+    assert registry.actions("v1") == ["registered", "not_activated"]
+    assert "GATE_EXAMPLES" in registry.row("v1")["history"][0]["reason"]
+    assert registry.served() == {}
 
 
 def test_a_bad_evaluation_set_is_told_of(registry: Registry) -> None:
@@ -356,6 +432,25 @@ def test_the_whole_way_from_a_training_job_to_users_and_back(
     assert answered_by(registry, settings, user) == [f"{registry.name}@2026-11"]
     assert registry.call("POST", f"/{registry.name}/rollback").json()["active"] == "2026-10"
     assert answered_by(registry, settings, user) == [f"{registry.name}@2026-10"]
+
+
+def deferred(registry: Registry, stack: Stack, settings: dict[str, str], version: str) -> str:
+    """The message by which a worker is asked for an activation."""
+    with queue_of(stack) as queue, stack.functions(**settings, DEPLOYMENT_QUEUE_URL=queue.url) as origin:
+        later = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        assert later.call("POST", f"/{registry.name}/{version}/activate", prefer="respond-async").status_code == 202
+        [message] = queue.take()
+    return message
+
+
+def deliver(stack: Stack, settings: dict[str, str], message: str, seconds: float = 60) -> None:
+    """Invoke the function with a message, as its queue does, for so long."""
+    event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": message}]}
+    code = "import time; from functions.deploy_model.handler import handler;"
+    code += "from infra.local.queue_worker import Context;"
+    code += f"told = handler({event!r}, Context('deploy-model', deadline=time.monotonic() + {seconds}));"
+    code += "assert told == {'batchItemFailures': []}, told"
+    _run(code, {**stack.environment, **settings})
 
 
 def _until_over(registry: Registry, version: str) -> None:

@@ -19,6 +19,7 @@ import httpx
 import psycopg
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from supabase import create_client
@@ -27,7 +28,7 @@ from infra.local import parts
 from infra.local.stack import Stack
 from tests.functions import anybody
 from tests.functions.deployments import PATH, Registry
-from tests.shared.model_files import CONFIG, weights
+from tests.shared.model_files import CONFIG, tar_gz, weights
 from tests.stand_ins import serving
 from tests.users import User
 
@@ -132,6 +133,24 @@ def test_a_wrong_hash_leaves_nothing_and_the_right_one_goes_on(registry: Registr
     assert (again.status_code, again.json()["model"]["status"]) == (201, "ready")
 
 
+@pytest.mark.parametrize("kind", ["archive", "plain"])
+@pytest.mark.parametrize(
+    "file",
+    [{"path": "config.json", "sizeBytes": len(CONFIG) + 1}, {"path": "tokenizer.json"}],
+    ids=["another size", "not there"],
+)
+def test_a_file_that_was_announced_is_there_as_it_was_announced(
+    registry: Registry, file: dict[str, Any], kind: str
+) -> None:
+    source = registry.put(FILES if kind == "plain" else {"model.tar.gz": tar_gz(FILES)})
+
+    answer = registry.deploy(source, files=[file])
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "artifact_refused")
+    assert file["path"] in answer.json()["error"]
+    assert (registry.stored("v1"), registry.orphans()) == ({}, [])
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -145,6 +164,11 @@ def test_a_wrong_hash_leaves_nothing_and_the_right_one_goes_on(registry: Registr
         ({"source": "http://169.254.169.254/latest/meta-data"}, "source"),
         ({"source": "https://evil.example/model.safetensors"}, "evil.example"),
         ({"source": "s3://training/nothing/there/"}, "nothing/there"),
+        ({"source": "s3://"}, "bucket"),
+        ({"source": "s3://a bucket/x/"}, "bucket"),
+        ({"source": "https://[::1/x"}, "address"),
+        ({"source": "https://huggingface.co/\x01"}, "address"),
+        ({"source": "https://☃.hf.co/x"}, "address"),
         ({"baseModel": ""}, "baseModel"),
         ({"trainingDataSize": -1}, "trainingDataSize"),
     ],
@@ -157,6 +181,28 @@ def test_a_bad_request_says_what_to_change(registry: Registry, fields: dict[str,
 
     assert answer.status_code == 422, answer.text
     assert named in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ["NaN", "-Infinity", '"\\ud800"', '{"a":' * 300 + "1" + "}" * 300],
+    ids=["NaN", "infinite", "half a character", "deep"],
+)
+def test_metrics_are_what_a_database_takes(registry: Registry, metrics: str) -> None:
+    body = json.dumps({"modelName": registry.name, "baseModel": "llama", "source": "s3://training/x/"})
+    content = f'{body[:-1]}, "metrics": {{"loss": {metrics}}}}}'
+    headers = {"apikey": registry.stack.keys.secret, "content-type": "application/json"}
+
+    answer = httpx.post(f"{registry.origin}{PATH}", content=content, headers=headers, timeout=10)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert "metrics" in answer.json()["error"]
+
+
+def test_a_source_that_is_none_registers_nothing(registry: Registry) -> None:
+    assert registry.deploy("https://evil.example/model.safetensors").status_code == 422
+
+    assert registry.call("GET", f"?modelName={registry.name}").status_code == 404
 
 
 @pytest.mark.parametrize("caller", ["nobody", "visitor", "user"])
@@ -223,6 +269,51 @@ def test_an_upload_is_checked_before_it_is_a_version(registry: Registry, stack: 
     assert registry.call("POST", f"/{registry.name}/v1/finalize").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [["manifest.json"], ["config.json", "Config.json"], ["model.tar.gz"], ["../config.json"]],
+    ids=["the manifest", "twice", "archive", "outside"],
+)
+def test_an_upload_is_refused_by_its_names_before_it_begins(registry: Registry, paths: list[str]) -> None:
+    answer = registry.deploy("upload", files=announced(dict.fromkeys(paths, CONFIG)))
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "artifact_refused")
+    assert registry.call("GET", f"?modelName={registry.name}").status_code == 404
+
+
+def test_an_upload_that_is_begun_again_goes_on_with_what_is_missing(registry: Registry) -> None:
+    registry.deploy("upload", version="v1", files=announced(FILES))
+    registry.storage.put_object(Bucket="ai-models", Key=f"{registry.name}/v1/config.json", Body=CONFIG)
+
+    again = registry.deploy("upload", version="v1", files=announced(FILES))
+    other = registry.deploy("upload", version="v1", files=announced({**FILES, "config.json": b"[]"}))
+
+    assert [upload["path"] for upload in again.json()["uploads"]] == ["model.safetensors"]
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    assert "other files" in other.json()["error"]
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_an_upload_that_a_request_has_no_time_to_read_a_worker_reads(
+    registry: Registry, stack: Stack, right: bool
+) -> None:
+    content = weights(150 * MIB)
+    [file] = announced({"model.safetensors": content})
+    registry.deploy("upload", files=[file if right else {**file, "sha256": "0" * 64}])
+    registry.storage.put_object(Bucket="ai-models", Key=f"{registry.name}/v1/model.safetensors", Body=content)
+
+    with stack.functions(REQUEST_TIMEOUT_SECONDS="6") as origin:
+        brief = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        answer = brief.call("POST", f"/{registry.name}/v1/finalize")
+
+    assert (answer.status_code, answer.json()["status"]) == (202, "uploading")
+    if right:
+        assert registry.until("v1", "ready")["files"][0]["sha256"] == sha256(content)
+    else:
+        _wait_for_a_step(registry, "not_finalized")
+        assert file["sha256"] in registry.row("v1")["history"][0]["reason"]
+
+
 def test_an_upload_in_chunks_is_taken_up_again(registry: Registry, tmp_path: Path) -> None:
     content = weights(14 * MIB)
     file = tmp_path / "model.safetensors"
@@ -274,7 +365,8 @@ def test_what_a_request_has_no_time_for_a_worker_does(registry: Registry, stack:
         begun = brief.deploy(source)
 
     assert (begun.status_code, begun.json()["model"]["status"]) == (202, "transferring")
-    assert begun.json()["model"]["transfer"]["bytesDone"] < len(content)
+    transfer = begun.json()["model"]["transfer"]
+    assert transfer["bytesDone"] < transfer["bytesTotal"] == len(content)
     version = registry.until("v1", "ready")
     assert version["files"][0]["sha256"] == sha256(content)
     assert registry.orphans() == []
@@ -329,6 +421,41 @@ def test_a_version_is_deleted_with_its_files_and_its_name_is_not_given_again(reg
     assert registry.call("DELETE", f"/{registry.name}/v1").status_code == 404
 
 
+def test_a_version_that_is_deleted_while_its_files_come_leaves_none(registry: Registry) -> None:
+    source = registry.put({"config.json": CONFIG, "model.safetensors": weights(200 * MIB)})
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(registry.deploy(source, version="v1")))
+    asking.start()
+    _wait_for_a_part(registry)
+
+    assert registry.call("DELETE", f"/{registry.name}/v1").status_code == 200
+    asking.join()
+
+    assert [answer.status_code for answer in answers] == [404], answers[0].text
+    assert (registry.stored("v1"), registry.orphans()) == ({}, [])
+
+
+def test_what_storage_kept_of_a_deleted_version_the_same_request_removes(registry: Registry) -> None:
+    registry.deploy(registry.put(FILES))
+    registry.call("DELETE", f"/{registry.name}/v1")
+    registry.storage.put_object(Bucket="ai-models", Key=f"{registry.name}/v1/config.json", Body=CONFIG)
+
+    answers = [registry.call("DELETE", f"/{registry.name}/v1").status_code for _ in range(2)]
+
+    assert answers == [200, 404]
+    assert registry.stored("v1") == {}
+
+
+def test_a_source_that_fails_is_told_of_where_nobody_goes_on(registry: Registry, stack: Stack, files: str) -> None:
+    settings = {"SOURCE_HOSTS": files.removeprefix("http://"), "ALLOW_PRIVATE_SOURCES": "true"}
+    with stack.functions(**settings, DEPLOYMENT_QUEUE_URL="") as origin:
+        alone = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        answer = alone.deploy(f"{files}/busy")
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+    assert registry.row("v1")["status"] == "transferring"
+
+
 def test_a_file_comes_from_a_host_that_is_allowed(registry: Registry, stack: Stack, files: str) -> None:
     host = files.removeprefix("http://")
     with stack.functions(SOURCE_HOSTS=f"example.org, {host}", ALLOW_PRIVATE_SOURCES="true") as origin:
@@ -341,11 +468,21 @@ def test_a_file_comes_from_a_host_that_is_allowed(registry: Registry, stack: Sta
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[str]:
-    async def give(_: Any) -> Response:
+    async def give(request: Request) -> Response:
+        if request.path_params["name"] == "busy":
+            return Response(status_code=503)
         return Response(FILES["model.safetensors"])
 
     with serving(Starlette(routes=[Route("/{name}", give)])) as url:
         yield url
+
+
+def _wait_for_a_step(registry: Registry, action: str) -> None:
+    for _ in range(300):
+        if action in registry.actions("v1"):
+            return
+        time.sleep(0.1)
+    raise AssertionError(registry.row("v1"))
 
 
 def _ask_in_vain(registry: Registry, source: str) -> None:

@@ -91,7 +91,7 @@ def test_another_canary_takes_the_place_of_the_first(canary: Family) -> None:
 
 
 def test_a_canary_that_gets_all_users_is_promoted(canary: Family) -> None:
-    activated = canary.activate("v3", must_be_canary=True)
+    activated = canary.activate("v3", check_compared=True, compared_with="v2", compared_canary="v3")
 
     assert activated == {"outcome": "activated", "active": "v3", "canary": None, "weight": 1, "previous": "v2"}
     assert canary.served() == {"v3": 1}
@@ -175,13 +175,33 @@ def test_who_has_seen_another_version_active_is_told_of_the_conflict(canary: Fam
 
     assert answers == [{"outcome": "conflict", "active": "v2", "canary": "v3"}] * 2
     assert canary.served() == {"v2": 0.75, "v3": 0.25}
-    assert canary.activate("v4", check_compared=True, compared_with="v2")["outcome"] == "activated"
+    seen: dict[str, Any] = {"check_compared": True, "compared_with": "v2", "compared_canary": "v3"}
+    assert canary.activate("v4", **seen)["outcome"] == "activated"
+
+
+def test_who_has_not_seen_the_canary_is_told_of_the_conflict(canary: Family) -> None:
+    canary.ready("v4")
+
+    answers = [canary.activate("v4", weight, check_compared=True, compared_with="v2") for weight in (None, 0.5)]
+
+    assert answers == [{"outcome": "conflict", "active": "v2", "canary": "v3"}] * 2
+    assert canary.served() == {"v2": 0.75, "v3": 0.25}
+
+
+def test_of_canaries_at_once_one_is_done(family: Family) -> None:
+    family.active("v1")
+    family.ready("v2", "v3")
+
+    answers = at_once([partial(family.activate, v, 0.1, check_compared=True, compared_with="v1") for v in ("v2", "v3")])
+
+    assert outcomes(answers) == ["canary", "conflict"]
+    assert len(family.served()) == 2
 
 
 def test_a_canary_that_was_taken_back_meanwhile_is_not_promoted(canary: Family) -> None:
     canary.roll_back(actor="ada")
 
-    promoted = canary.activate("v3", check_compared=True, compared_with="v2", must_be_canary=True)
+    promoted = canary.activate("v3", check_compared=True, compared_with="v2", compared_canary="v3")
 
     assert promoted == {"outcome": "conflict", "active": "v2", "canary": None}
     assert canary.served() == {"v2": 1}
@@ -444,7 +464,7 @@ def test_the_whole_life_of_a_model_is_written_down(family: Family) -> None:
     family.activate("v1", actor="ada")
     family.activate("v2", 0.1, actor="ada")
     family.call("record_decision", version="v2", action="kept", actor="schedule")
-    family.activate("v2", actor="schedule", must_be_canary=True)
+    family.activate("v2", actor="schedule")
     family.roll_back(actor="ada")
     family.call("delete_model", version="v2", actor="ada")
 
