@@ -19,6 +19,7 @@ ASYMMETRIC = {"EC": "ES256", "RSA": "RS256"}
 KEYS_FRESH_SECONDS = 600  # Supabase's own edge caches the key set as long
 KEYS_RETRY_SECONDS = 30  # tokens with made-up key ids must not become a storm of fetches
 CLOCK_SKEW_SECONDS = 5
+BELIEVED, BELIEVED_SECONDS = 1000, 60  # tokens that aren't checked again: a key that is withdrawn ends them with it
 UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -60,7 +61,7 @@ def claimed_user_id(caller: Caller, user_id: int | str | None) -> int | None:
 
 @dataclass(slots=True)
 class Verifier:
-    """The project's signing keys, kept between requests."""
+    """The project's signing keys, and the tokens of the last minute that were good, kept between requests."""
 
     settings: Settings
     http: httpx.AsyncClient
@@ -68,6 +69,7 @@ class Verifier:
     fetched_at: float = float("-inf")
     is_reachable: bool = True
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    believed: dict[str, tuple[Caller, float]] = field(default_factory=dict, repr=False)  # and until when
 
     async def identify(self, authorization: str | None, apikey: str | None) -> Anybody:
         """Who calls with these headers; `Authorization`, where there is one, alone decides.
@@ -94,6 +96,9 @@ class Verifier:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("Sign in, and send the user's access token as `Authorization: Bearer …`.")
+        caller, until = self.believed.get(token, (None, 0))
+        if caller and time.time() < until:
+            return caller
         try:
             header = jwt.get_unverified_header(token)
             claims = await self._decode(token, header.get("alg", ""), header.get("kid", ""))
@@ -105,12 +110,16 @@ class Verifier:
             raise Unauthenticated("This needs a signed-in user's access token.")
         if not UUID_FORM.fullmatch(claims["sub"]):
             raise Unauthenticated("The access token's subject is no Supabase user: sub must be a UUID.")
-        return Caller(
+        caller = Caller(
             auth_user_id=claims["sub"],
             token=token,
             is_admin=_is_admin(claims),
             claimed_user_id=_user_id(claims),
         )
+        if len(self.believed) >= BELIEVED:
+            self.believed.pop(next(iter(self.believed)))
+        self.believed[token] = caller, min(claims["exp"], time.time() + BELIEVED_SECONDS)
+        return caller
 
     def _key_kind(self, key: str) -> ApiKey | None:
         """Which of the project's keys it is, compared in constant time."""

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cache
-from http.cookiejar import CookieJar
 
 import httpx
 
@@ -14,13 +13,6 @@ from shared.settings import Settings, load
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
 TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
-
-
-class Forgetful(CookieJar):
-    """Keeps no cookies: what one caller's request is answered with is nothing for the next one's."""
-
-    def extract_cookies(self, response: object, request: object) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +27,7 @@ class Clients:
 
     @classmethod
     def open(cls, settings: Settings) -> "Clients":
-        http = httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT, cookies=Forgetful())
-        connections.send_at_once(http)
+        http = connections.tuned(httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT))
         return cls(
             settings=settings,
             http=http,

@@ -19,12 +19,25 @@ HAPPY_EYEBALLS_SECONDS = 0.25  # RFC 8305's, until the other family of addresses
 NAMES = {"client_addr": "sockname", "server_addr": "peername"}
 
 
-def send_at_once(http: httpx.AsyncClient) -> None:
-    """Let a client's connections be such ones, for which httpx has no argument; those to a proxy stay as they are."""
+def tuned(http: httpx.AsyncClient) -> httpx.AsyncClient:
+    """The client, with such connections and without cookies, for which httpx has no arguments.
+
+    Connections to a proxy stay as they are. A cookie that one caller's request is answered with is nothing for the next
+    one's, and httpx looks for them in every answer.
+    """
     transport = http._transport
     assert isinstance(transport, httpx.AsyncHTTPTransport)
     assert isinstance(transport._pool, httpcore.AsyncConnectionPool)
     transport._pool._network_backend = Network()
+    http._cookies = Forgetful()
+    return http
+
+
+class Forgetful(httpx.Cookies):
+    """Keeps no cookies."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        pass
 
 
 class Connection(httpcore.AsyncNetworkStream):

@@ -91,8 +91,7 @@ def create(
 
     Storage takes files of at most `most_bytes`, and gives a resumable upload `upload_seconds`.
     """
-    http = httpx.AsyncClient(limits=LIMITS, trust_env=False)
-    connections.send_at_once(http)
+    http = connections.tuned(httpx.AsyncClient(limits=LIMITS, trust_env=False))
     check = AsyncConnectionPool.check_connection  # after a restart of the database the old connections are dead
     pool = AsyncConnectionPool(database_url, min_size=1, max_size=4, open=False, check=check, kwargs=NAMED)
     realtime = Realtime(keys, database_url, pool)

@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.local.stack import Stack
+from shared.auth import CLOCK_SKEW_SECONDS
 from tests.stand_ins import serving
 from tests.users import User
 
@@ -310,6 +311,15 @@ def test_without_the_secret_only_published_keys_count(stack: Stack, project: Pro
     for answer in (by_secret, by_public_key, by_stranger, by_unknown_key):
         assert_refused(answer)
     assert project.fetches == fetches
+
+
+def test_a_token_that_was_good_is_refused_when_its_time_is_over(stack: Stack, functions: str, project: Project) -> None:
+    claims = claims_for(project.url) | {"exp": int(time.time()) - CLOCK_SKEW_SECONDS + 2}
+    token = jwt.encode(claims, stack.keys.jwt_secret)
+
+    assert ask(functions, f"Bearer {token}").status_code == 200
+    time.sleep(2.5)
+    assert_refused(ask(functions, f"Bearer {token}"))
 
 
 def test_keys_it_cannot_use_do_not_spoil_the_set(stack: Stack) -> None:

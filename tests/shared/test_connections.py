@@ -46,7 +46,7 @@ async def post(bodies: list[bytes]) -> Server:
     server = await asyncio.start_server(noted.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, httpx.AsyncClient(trust_env=False) as http:
-        connections.send_at_once(http)
+        connections.tuned(http)
         for body in bodies:
             answer = await http.post(f"http://127.0.0.1:{port}/", content=body)
             assert answer.text == "ok"
@@ -59,6 +59,29 @@ def test_a_request_comes_whole() -> None:
     noted = asyncio.run(post(bodies))
 
     assert noted.first == [len(body) for body in bodies]
+
+
+def test_no_cookie_is_kept_for_the_next_caller() -> None:
+    sent: list[bytes] = []
+
+    async def ask_twice() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _ in range(2):
+                sent.append(await reader.readuntil(HEAD_END))
+                writer.write(ANSWER.replace(b"OK", b"OK\r\nset-cookie: session=alice; Path=/"))
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, httpx.AsyncClient(trust_env=False) as http:
+            connections.tuned(http)
+            for _ in range(2):
+                assert "set-cookie" in (await http.get(f"http://127.0.0.1:{port}/")).headers
+
+    asyncio.run(ask_twice())
+
+    assert len(sent) == 2
+    assert not any(b"session" in head for head in sent)
 
 
 def test_a_long_body_comes_whole_in_the_end() -> None:
@@ -93,7 +116,7 @@ def test_what_is_streamed_goes_out_while_it_is_made() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, httpx.AsyncClient(trust_env=False) as http:
-            connections.send_at_once(http)
+            connections.tuned(http)
             return (await http.post(f"http://127.0.0.1:{port}/", content=slow())).status_code
 
     assert asyncio.run(upload()) == 200
@@ -110,7 +133,7 @@ def test_a_server_that_hangs_up_is_an_error_of_httpx(answer: bytes) -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, httpx.AsyncClient(trust_env=False) as http:
-            connections.send_at_once(http)
+            connections.tuned(http)
             with pytest.raises(httpx.TransportError):
                 await http.post(f"http://127.0.0.1:{port}/", content=b"x")
 
@@ -132,7 +155,7 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, httpx.AsyncClient(trust_env=False) as http:
-            connections.send_at_once(http)
+            connections.tuned(http)
             for _ in range(3):
                 assert (await http.get(f"http://127.0.0.1:{port}/")).text == "ok"
                 await asyncio.sleep(0.05)
@@ -146,7 +169,7 @@ def test_a_server_that_is_not_there_or_says_nothing_is_an_error_of_httpx() -> No
         silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(5), "127.0.0.1", 0)
         port = silent.sockets[0].getsockname()[1]
         async with httpx.AsyncClient(trust_env=False, timeout=0.2) as http:
-            connections.send_at_once(http)
+            connections.tuned(http)
             with pytest.raises(httpx.ReadTimeout):
                 await http.get(f"http://127.0.0.1:{port}/")
             silent.close()
@@ -180,7 +203,7 @@ def test_the_servers_certificate_is_checked(certificate: Path, is_trusted: bool)
         port = server.sockets[0].getsockname()[1]
         trust = ssl.create_default_context(cafile=str(certificate)) if is_trusted else ssl.create_default_context()
         async with server, httpx.AsyncClient(trust_env=False, verify=trust) as http:
-            connections.send_at_once(http)
+            connections.tuned(http)
             for size in (10, 20_000):
                 await http.post(f"https://localhost:{port}/", content=b"x" * size)
         return noted.whole
