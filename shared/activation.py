@@ -9,7 +9,16 @@ from pydantic import Field
 from shared import canary, database, evaluation, hosting, queue, registry
 from shared.canary import Action
 from shared.clients import Clients
-from shared.errors import Conflict, DeadlineExceeded, GateRefused, GatewayError, InvalidRequest, NotFound, Unavailable
+from shared.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    GateRefused,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
 from shared.evaluation import Example
 from shared.hosting import Release
 from shared.models import Deadline
@@ -94,7 +103,12 @@ async def host(clients: Clients, model_name: str, name: str, at: Host) -> Hosted
     hosted = await hosting.host(clients.http, clients.settings, version.provider, release)
     if hosted.provider_model not in (None, version.provider_model):
         query = db.from_("model_metadata").update({"provider_model": hosted.provider_model}).eq("id", version.id)
-        await database.run(query.execute())
+        try:
+            await database.run(query.execute())
+        except DatabaseUnavailable as error:
+            if (await registry.version(db, model_name, name)).weight:
+                raise Conflict(f"Meanwhile version {name} has users: host another one.") from error
+            raise
     return HostedVersion(
         model_name=model_name,
         version=name,
@@ -206,9 +220,11 @@ async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
         if version.is_canary:
             try:
                 checked.append(await _check(db, version, actor))
-            except (Conflict, NotFound) as error:
-                logger.info(
-                    "a canary has changed meanwhile", extra={"model": version.model_name, "reason": error.message}
+            except Unavailable:
+                raise
+            except GatewayError as error:  # the others are weighed all the same
+                logger.warning(
+                    "a canary can't be weighed", extra={"model": version.model_name, "reason": error.message}
                 )
     return checked
 

@@ -220,7 +220,7 @@ async def from_manifest(clients: Clients, bucket: str, key: str, etag: str, dead
 async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
     """A worker's part: bring a version's files for so long, and hand over what is left. Raises `Unavailable`."""
     try:
-        if not await _bring(clients, model_id, time.monotonic() + seconds):
+        if not await _bring(clients, model_id, time.monotonic() + seconds, must_advance=True):
             await _hand_over(clients, model_id)
     except TransferRunning as running:
         await _hand_over(clients, model_id, running.retry_after_seconds or LEASE_SECONDS)
@@ -274,10 +274,11 @@ async def _hand_over(clients: Clients, model_id: int, delay_seconds: int = DELAY
         await queue.send(url, {"transfer": model_id}, min(delay_seconds, 900))
 
 
-async def _bring(clients: Clients, model_id: int, stop_at: float) -> bool:
+async def _bring(clients: Clients, model_id: int, stop_at: float, must_advance: bool = False) -> bool:
     """Bring a version's files; whether all are there. Raises `TransferRunning` where somebody else is at it.
 
-    What can't be mended ends the version as failed; of an upload, a file that is wrong can be sent again.
+    What can't be mended ends the version as failed; of an upload, a file that is wrong can be sent again. So does, with
+    `must_advance`, a file of which a run gets no further than the one before: its hash takes all of it in one run.
     """
     db = database.as_gateway(clients.http, clients.settings)
     lease = _Lease(db, model_id, str(uuid4()), asyncio.get_running_loop())
@@ -287,6 +288,10 @@ async def _bring(clients: Clients, model_id: int, stop_at: float) -> bool:
     work = _Work.of(clients, row)
     try:
         files = await asyncio.to_thread(work.verify if row["source"] == UPLOAD else work.transfer, lease.keep, stop_at)
+        if files is None and must_advance and _bytes_done(lease.position) <= _bytes_done(work.position):
+            if lease.position and row["source"] != UPLOAD:
+                await asyncio.to_thread(transfers.abandon, work.destination, lease.position)
+            raise ArtifactRefused("A file is too large to be read in one run: save the model in smaller shards.")
         if files is None:
             await lease.let_go()
             return False
@@ -351,6 +356,7 @@ class _Lease:
     worker: str
     loop: asyncio.AbstractEventLoop
     noted: Mapping[str, Any] | None = None
+    position: Mapping[str, Any] | None = None
 
     async def claim(self) -> dict[str, Any] | None:
         """The version; None where its files are there. Raises `TransferRunning`, and `Conflict` for one that failed."""
@@ -371,6 +377,7 @@ class _Lease:
 
     def keep(self, position: Mapping[str, Any]) -> None:
         """Write down how far the files are; in a thread of its own. A database that is away is no reason to stop."""
+        self.position = position
         noting = asyncio.run_coroutine_threadsafe(self._note({**(self.noted or {}), "position": position}), self.loop)
         try:
             outcome = noting.result(NOTE_SECONDS)
@@ -486,6 +493,10 @@ def _hosts(settings: Settings) -> list[str]:
 def _asked(progress: Mapping[str, Any]) -> list[Any]:
     """What was asked for, of what a row keeps of it."""
     return [progress["files"], list(progress["leaveOut"]), progress["allowPickle"]]
+
+
+def _bytes_done(position: Mapping[str, Any] | None) -> int:
+    return int(position["bytes_done"]) if position else 0
 
 
 def _folder(row: Mapping[str, Any]) -> str:

@@ -84,10 +84,11 @@ class Versions(Wire):
     models: list[Version]
 
 
-class Why(Wire):
-    """What the history is to say of a step."""
+class Rollback(Wire):
+    """Why, for the history, and which version is to be taken back: sent again, it then goes back no further."""
 
     reason: Text | None = None
+    version: Name | None = None
 
 
 class Traffic(Wire):
@@ -224,8 +225,9 @@ async def roll_back(
     reason: str | None,
     numbers: Mapping[str, Any] | None = None,
     canary: str | None = None,
+    version: str | None = None,
 ) -> Traffic:
-    """Take back the canary, or without one the active version; with `canary` that one and nothing else.
+    """Take back the canary, or without one the active version; with `canary` or `version` that one and nothing else.
 
     Raises `Conflict` where there is nothing to go back to.
     """
@@ -238,14 +240,16 @@ async def roll_back(
             "reason": reason,
             "numbers": numbers,
             "canary_only": canary is not None,
-            "compared_with": canary,
+            "compared_with": canary or version,
         },
     )
     if told["outcome"] == "nothing":
         await versions(db, model_name)  # raises for a name that isn't one
         raise Conflict(f"{model_name} has no version to go back to: {told['active'] or 'none'} is active.")
     if told["outcome"] == "conflict":
-        raise Conflict(f"Meanwhile {told['canary'] or 'no version'} is the canary: look again.")
+        raise Conflict(
+            f"Meanwhile {told['canary'] or 'no version'} is the canary, and {told['active']} is active: look again."
+        )
     return Traffic(model_name=model_name, **told)
 
 

@@ -19,9 +19,7 @@ PUT_BYTES = 5 * 1024 * 1024  # Lambda takes 6 MB
 
 
 @router.post("")
-async def ask(
-    body: Ask, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
-) -> Response:
+async def ask(body: Ask, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf) -> Response:
     """Answer a question from the token knowledge; with `stream` as server-sent events."""
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     quota = quotas.of_turns(clients.settings, caller, web.address(request))

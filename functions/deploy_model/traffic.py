@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from shared import activation, deferred, registry, web
 from shared.activation import Activate, Activated, Checks, Evaluating, Host, HostedVersion
-from shared.registry import Name, Traffic, Why
+from shared.registry import Name, Rollback, Traffic
 from shared.web import ActorOf, ClientsOf, GatewaysDatabaseOf, Prefer
 
 router = APIRouter()
@@ -40,9 +40,10 @@ async def activate(
 
 
 @router.post("/{model_name}/rollback")
-async def roll_back(model_name: Name, actor: ActorOf, db: GatewaysDatabaseOf, body: Why | None = None) -> Traffic:
+async def roll_back(model_name: Name, actor: ActorOf, db: GatewaysDatabaseOf, body: Rollback | None = None) -> Traffic:
     """Take back the canary, or without one the active version."""
-    return await registry.roll_back(db, model_name, actor, body.reason if body else None)
+    told = body or Rollback()
+    return await registry.roll_back(db, model_name, actor, told.reason, version=told.version)
 
 
 @router.post("/canaries")

@@ -245,6 +245,18 @@ def test_rollbacks_go_back_one_by_one(registry: Registry) -> None:
     assert registry.call("POST", "/no-such-model/rollback").status_code == 404
 
 
+def test_a_rollback_that_names_what_it_takes_back_is_done_once(registry: Registry) -> None:
+    registry.ready("v1", "v2", "v3")
+    for version in ("v1", "v2", "v3"):
+        registry.activate(version)
+
+    first, again = (registry.call("POST", f"/{registry.name}/rollback", {"version": "v3"}) for _ in range(2))
+
+    assert (first.status_code, first.json()["active"]) == (200, "v2")
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    assert registry.served() == {"v2": 1}
+
+
 def test_a_worker_evaluates_what_takes_longer_than_a_request(
     registry: Registry, stack: Stack, settings: dict[str, str]
 ) -> None:

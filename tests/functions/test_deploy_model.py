@@ -1,5 +1,6 @@
 """deploy-model: a version's files from where they are into Storage, whole and checked, or not at all."""
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -8,10 +9,11 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import psycopg
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from supabase import create_client
 
@@ -28,6 +30,7 @@ from infra.local import parts
 from infra.local.stack import Stack
 from tests.functions import anybody
 from tests.functions.deployments import PATH, Registry
+from tests.functions.test_deferred import queue_of
 from tests.shared.model_files import CONFIG, tar_gz, weights
 from tests.stand_ins import serving
 from tests.users import User
@@ -396,6 +399,41 @@ def test_a_run_that_is_killed_leaves_its_parts_to_the_next(registry: Registry, s
     assert version["files"][0]["sha256"] == sha256(content)
     assert sha256(registry.stored("v1")["model.safetensors"]) == sha256(content)
     assert registry.orphans() == []
+
+
+def test_a_file_that_no_run_can_read_whole_is_given_up(registry: Registry, stack: Stack) -> None:
+    content = weights(40 * MIB)
+
+    async def drip(_: Any) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(content), MIB):
+                yield content[start : start + MIB]
+                await asyncio.sleep(0.2)
+
+        return StreamingResponse(pieces(), headers={"content-length": str(len(content)), "etag": '"1"'})
+
+    with serving(Starlette(routes=[Route("/{name}", drip)])) as url, queue_of(stack) as queue:
+        settings = {
+            "SOURCE_HOSTS": url.removeprefix("http://"),
+            "ALLOW_PRIVATE_SOURCES": "true",
+            "DEPLOYMENT_QUEUE_URL": queue.url,
+        }
+        with stack.functions(**settings) as origin:
+            slow = Registry(stack, origin, registry.training, registry.storage, registry.name)
+            body = {"modelName": slow.name, "baseModel": "llama", "source": f"{url}/model.safetensors"}
+            begun = slow.call("POST", body=body, prefer="respond-async")
+        message = {"transfer": begun.json()["model"]["id"]}
+        event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(message)}]}
+        code = "import json, sys, time; from functions.deploy_model.handler import handler;"
+        code += "from infra.local.queue_worker import Context;"
+        code += "handler(json.loads(sys.argv[1]), Context('deploy-model', deadline=time.monotonic() + 6))"
+        command = [sys.executable, "-c", code, json.dumps(event)]
+        subprocess.run(command, env={**os.environ, **stack.environment, **settings}, check=True, timeout=60)
+
+    version = registry.row("v1")
+    assert version["status"] == "failed"
+    assert "smaller shards" in version["failure"]
+    assert (registry.stored("v1"), registry.orphans()) == ({}, [])
 
 
 def test_a_files_address_is_for_a_while(registry: Registry) -> None:
