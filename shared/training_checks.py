@@ -2,8 +2,8 @@
 
 A format's rules are those that its target applies itself, where it says which:
 
-- `openai`: the checks of OpenAI's cookbook, examples/Chat_finetuning_data_prep.ipynb, under its names for them; from its
-  guide (developers.openai.com/api/docs/guides/supervised-fine-tuning) 10 examples at least, 512 MB at most, an
+- `openai`: the checks of OpenAI's cookbook, examples/Chat_finetuning_data_prep.ipynb, under its names for them; from
+  its guide (developers.openai.com/api/docs/guides/supervised-fine-tuning) 10 examples at least, 512 MB at most, an
   assistant's message as the last, weights 0 or 1 on assistants' messages only and not 0 on all of them.
 - `openai_dpo`: developers.openai.com/api/docs/guides/direct-preference-optimization, with the same bounds.
 - `together`, `together_dpo`: `check_file` of github.com/togethercomputer/together-python, src/together/utils/files.py
