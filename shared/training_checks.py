@@ -31,6 +31,8 @@ from shared.training_formats import Name
 
 MOST_ERRORS = 100
 MOST_LINE_BYTES = 64 * 1024 * 1024
+MOST_BROKEN_CHARACTERS = 1_000_000  # of an array's element over several lines, which is read anew with each of them
+ARRAY_STEPS = {("[", "["): "first", ("first", "]"): "nothing", ("end", "]"): "nothing", ("end", ","): "element"}
 DECODER = json.JSONDecoder(parse_constant=lambda constant: _refuse(f"{constant} is no JSON"))
 
 CHAT_KEYS = {"role", "content", "name", "weight", "function_call", "tool_calls", "tool_call_id"}
@@ -155,33 +157,41 @@ def _lines_rows(texts: Iterator[tuple[int, str]], report: Report) -> Iterator[tu
 
 
 def _array_rows(texts: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[int, Any]]:
-    """An array's elements while its lines come, however they are broken; no more than one element is held."""
-    unread, number, wanted = "", 0, "["  # what must come next: the opening, an element, or what follows one
+    """An array's elements while its lines come, however they are broken; no more than a line or an element is held."""
+    unread, number, wanted = "", 0, "["  # what must come next: the opening, a first or further element, what follows
     for number, text in texts:
-        unread = (unread + text).lstrip()
-        while unread:
-            if wanted == "element" or (wanted == "first" and unread[0] != "]"):
+        unread += text
+        at = _beyond_spaces(unread, 0)
+        while at < len(unread):
+            if wanted == "element" or (wanted == "first" and unread[at] != "]"):
                 try:
-                    row, end = DECODER.raw_decode(unread)
+                    row, at = DECODER.raw_decode(unread, at)
                 except (ValueError, RecursionError) as error:
-                    if isinstance(error, json.JSONDecodeError) and error.pos >= len(unread.rstrip()):
+                    if _is_cut_off(error, unread) and len(unread) - at < MOST_BROKEN_CHARACTERS:
                         break  # it goes on in the next line
                     report.add(number, "invalid_json", f"Not a JSON value: {_said(error)}. Nothing after it is read.")
                     return
                 yield number, row
                 wanted = "end"
-            elif wanted == "[":
-                end, wanted = 1, "first"
-            elif unread[0] == "]" and wanted in {"first", "end"}:
-                end, wanted = 1, "nothing"
-            elif unread[0] == "," and wanted == "end":
-                end, wanted = 1, "element"
+            elif (step := (wanted, unread[at])) in ARRAY_STEPS:
+                at, wanted = at + 1, ARRAY_STEPS[step]
             else:
-                report.add(number, "invalid_json", f"{unread[0]!r} can't stand there. Nothing after it is read.")
+                report.add(number, "invalid_json", f"{unread[at]!r} can't stand there. Nothing after it is read.")
                 return
-            unread = unread[end:].lstrip()
+            at = _beyond_spaces(unread, at)
+        unread = unread[at:]
     if wanted != "nothing":
         report.add(number, "invalid_json", "The array does not end.")
+
+
+def _beyond_spaces(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _is_cut_off(error: Exception, text: str) -> bool:
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
 
 
 def _chat_problems(row: Any) -> Iterator[Problem]:

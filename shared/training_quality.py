@@ -185,7 +185,7 @@ def score(candidate: Candidate) -> float:
 
 
 def content_key(question: str, answer: str) -> bytes:
-    """The same for texts that differ in case, punctuation, citations and spaces only; its first half, the question's."""
+    """The same for texts that differ in case, marks, citations and spaces only; the first half is the question's."""
     return _digest(question) + _digest(grounding.uncited(answer))
 
 
