@@ -300,7 +300,7 @@ def test_an_upload_that_is_begun_again_goes_on_with_what_is_missing(registry: Re
 def test_an_upload_that_a_request_has_no_time_to_read_a_worker_reads(
     registry: Registry, stack: Stack, right: bool
 ) -> None:
-    content = weights(150 * MIB)
+    content = weights(100 * MIB)
     [file] = announced({"model.safetensors": content})
     registry.deploy("upload", files=[file if right else {**file, "sha256": "0" * 64}])
     registry.storage.put_object(Bucket="ai-models", Key=f"{registry.name}/v1/model.safetensors", Body=content)
@@ -361,7 +361,7 @@ def test_the_same_event_again_deploys_nothing_again(registry: Registry) -> None:
 
 
 def test_what_a_request_has_no_time_for_a_worker_does(registry: Registry, stack: Stack) -> None:
-    content = weights(150 * MIB)
+    content = weights(100 * MIB)
     source = registry.put({"model.safetensors": content})
     with stack.functions(REQUEST_TIMEOUT_SECONDS="6") as origin:
         brief = Registry(stack, origin, registry.training, registry.storage, registry.name)
@@ -377,7 +377,7 @@ def test_what_a_request_has_no_time_for_a_worker_does(registry: Registry, stack:
 
 
 def test_a_run_that_is_killed_leaves_its_parts_to_the_next(registry: Registry, stack: Stack) -> None:
-    content = weights(200 * MIB)
+    content = weights(100 * MIB)
     source = registry.put({"model.safetensors": content})
     before = set(stack.pids)
     with stack.functions(DEPLOYMENT_QUEUE_URL="") as origin:
@@ -460,7 +460,7 @@ def test_a_version_is_deleted_with_its_files_and_its_name_is_not_given_again(reg
 
 
 def test_a_version_that_is_deleted_while_its_files_come_leaves_none(registry: Registry) -> None:
-    source = registry.put({"config.json": CONFIG, "model.safetensors": weights(200 * MIB)})
+    source = registry.put({"config.json": CONFIG, "model.safetensors": weights(100 * MIB)})
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(registry.deploy(source, version="v1")))
     asking.start()
