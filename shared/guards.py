@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
 
@@ -54,15 +55,15 @@ def phrases(text: str) -> Iterator[tuple[int, int]]:
     pen, may be in a phrase that has a whole phrase's length with it.
     """
     words = list(WORD.finditer(text))
-    runs = list(_runs(text, words))
+    runs = deque(_runs(text, words))
     while runs:
-        first, last = runs.pop(0)
+        first, last = runs.popleft()
         if (
             runs
             and runs[0][0] == last + 2
             and _is_slip(last + 1 - first, words[last + 1][0], 1 + runs[0][1] - runs[0][0])
         ):
-            last = runs.pop(0)[1]
+            last = runs.popleft()[1]
         elif last + 1 - first >= PHRASE_WORDS:
             first, last = _without_sentence(text, words, first, last)
         else:
@@ -131,7 +132,12 @@ def _without_sentence(text: str, words: list[re.Match[str]], first: int, last: i
         if words[place][0].lower() not in ANNOUNCING:
             break
         starts.append(place + 1)
-    fitting = {(start, end) for start in starts for end in ends if end + 1 - start in PHRASE_LENGTHS}
+    fitting = {
+        (start, end)
+        for start in starts
+        for end in ends
+        if end + 1 - start in PHRASE_LENGTHS and max(start - first, last - end) < 6
+    }
     longest = max((end - start for start, end in fitting), default=0)
     longest_fitting = [(start, end) for start, end in fitting if end - start == longest]
     return longest_fitting[0] if len(longest_fitting) == 1 else (first, last)

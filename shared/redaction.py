@@ -63,7 +63,8 @@ class Redactor:
     known: frozenset[tuple[Kind, str]] = frozenset()
     counts: Counter[Kind] = field(default_factory=Counter)
     numbers: dict[tuple[Kind, str], int] = field(default_factory=dict)
-    taken: set[tuple[Kind, int]] = field(default_factory=set)
+    last: Counter[Kind] = field(default_factory=Counter)
+    taken: set[tuple[Kind, int]] = field(default_factory=set)  # by placeholders that texts came with
     names: dict[str, str] = field(default_factory=dict)  # as written, and whose it is
 
     def redact(self, text: str) -> str:
@@ -98,11 +99,10 @@ class Redactor:
     def _number(self, kind: Kind, value: str) -> int:
         """The value's number: the next one that no text had before."""
         if (kind, value) not in self.numbers:
-            number = 1 + sum(other == kind for other, _ in self.numbers)
-            while (kind, number) in self.taken:
-                number += 1
-            self.numbers[kind, value] = number
-            self.taken.add((kind, number))
+            self.last[kind] += 1
+            while (kind, self.last[kind]) in self.taken:
+                self.last[kind] += 1
+            self.numbers[kind, value] = self.last[kind]
         return self.numbers[kind, value]
 
 
@@ -194,9 +194,13 @@ def _seed_phrases(text: str) -> Spans:
 
 
 def _is_code(words: str) -> bool:
-    """Whether the words are tied by signs of many kinds, as names in a program; a phrase's stand evenly."""
+    """Whether the words are tied by signs of many kinds or come again and again, as names in a program do.
+
+    A phrase's stand evenly, and hardly any word comes twice.
+    """
+    few_words = len(set(_words_of(words).split())) < 0.6 * len(_words_of(words).split())
     gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.WORD.split(words)[1:-1])
-    return len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()
+    return (len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()) or (len(gaps) > 1 and few_words)
 
 
 def _cut_phrases(text: str) -> Spans:
@@ -233,7 +237,7 @@ API_KEYS = re.compile(
     r"|[srp]k_(?:live|test)_[0-9A-Za-z]{16,120}|whsec_[\w+/=]{20,80}|AIza[\w-]{35}|ya29\.[\w-]{30,300}"
     r"|xox[abeoprs]-[0-9A-Za-z-]{10,200}|xapp-[0-9A-Za-z-]{20,200}|hf_[0-9A-Za-z]{30,60}|r8_[0-9A-Za-z]{36,40}"
     r"|gsk_[0-9A-Za-z]{40,60}|rpa_[0-9A-Za-z]{30,60}|npm_[0-9A-Za-z]{36}|SG\.[\w-]{20,24}\.[\w-]{40,46}"
-    r"|dop_v1_[0-9a-f]{64}|tgp_v1_[\w-]{30,60}|\d{8,10}:[A-Za-z][\w-]{34}(?![\w-]))"
+    r"|dop_v1_[0-9a-f]{64}|tgp_v1_[\w-]{30,60})|(?<!\d)\d{8,10}:[A-Za-z][\w-]{34}(?![\w-])"
     r"|hooks\.slack\.com/services/T\w{6,12}/B\w{6,12}/\w{20,30}"
 )
 NAMED_KEYS = re.compile(
@@ -246,7 +250,7 @@ KEY_BITS = 3.0  # of chance a character, at least: words of a language in a row 
 NO_KEYS = re.compile(  # UUIDs, sites, names in a program
     r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[\w-]+\.[a-z]{2,4}(?:/\S*)?|[a-z_]+(?:\.[a-z0-9_]+)+"
 )
-JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]*)?")
+JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
 
 
 def _named_api_keys(text: str) -> Spans:
@@ -266,11 +270,18 @@ def _bits(text: str) -> float:
 
 FRIENDLY = re.compile(r"(?=([EUk0][Qf][\w+/-]{46}))", re.ASCII)
 CUT_FRIENDLY = re.compile(r"(?<![0-9A-Za-z])[EU]Q(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{18,60}", re.ASCII)
+BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and commits of git are
+    r"(?:wallet|address|\bevm|\beth|ethereum|metamask|адрес\w{0,3}|кошел\w{1,5}|adresse|dirección)(?:\s+is)?[\s:=/-]{1,3}"
+    r"([0-9a-fA-F]{40})(?![0-9A-Za-z])",
+    re.IGNORECASE,
+)
 HEX_ADDRESS = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9a-fA-F]{20,63}(?![0-9A-Za-z])")
 NOBODY = re.compile(r"(?:0x|-?\d:)0+(?:dead)?")  # where coins are burnt
-HEX_HASHES = re.compile(r"(?<![0-9A-Za-z])(?<!sha256[:=-])(?:0[xX][0-9a-fA-F]{64,}|[0-9a-fA-F]{64})(?![0-9A-Za-z])")
+HEX_HASHES = re.compile(
+    r"(?<![0-9A-Za-z])(?<!sha256[:=-])(?<!sha256: )(?:0[xX][0-9a-fA-F]{64,}|[0-9a-fA-F]{64})(?![0-9A-Za-z])"
+)
 BASE64_HASHES = re.compile(
-    r"(?<![\w+%=-])(?:[\w+-]|%2[BFbf]|/){43}(?:=|%3[Dd])(?![\w=])"
+    r"(?<![\w+%-])(?:[\w+-]|%2[BFbf]|/){43}(?:=|%3[Dd])(?![\w=])"
     r"|(?:(?<=/tx/)|(?<=/transaction/)|(?<=hash: ))[\w+-]{43}(?![\w=])",
     re.ASCII,
 )
@@ -300,6 +311,8 @@ def _hex_addresses(text: str) -> Spans:
     for match in HEX_ADDRESS.finditer(text):
         if not NOBODY.fullmatch(match[0].lower()):
             yield *match.span(), match[0].lower()
+    for match in BARE_HEX_ADDRESS.finditer(text):
+        yield *match.span(1), f"0x{match[1].lower()}"
 
 
 def _cut_addresses(text: str) -> Spans:
@@ -334,7 +347,8 @@ EMAILS = re.compile(
     r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[a-z]{2,24}|[A-Z]{2,24}|[а-я]{2,24})(?![A-Za-z0-9_-])"
 )
 SAID_PASSWORD = re.compile(
-    r"(?<!\w)(?:pass(?:word|code|phrase)|pwd|pin(?:[ -]?code)?|парол(?:ь|я)|пин(?:-?код)?|passwort|kennwort|contraseña"
+    r"(?<!\w)(?:pass(?:word|code|phrase|(?=\s?[:=]|\s+is\s))|pwd?"
+    r"|pin(?:[ -]?code)?|парол(?:ь|я)|пин(?:-?код)?|passwort|kennwort|contraseña"
     r"|mot de passe|senha|hasło|şifrem?|密码)(?:\s+(?:for|от|к|für)\s+[\w.]{1,20}(?:\s[\w.]{1,20})?)?"
     r"(?P<said>[\"']?\s{0,3}[:=：]\s{0,3}|\s{1,3}[—–-]\s{1,3}|\s{0,3}是\s?"
     r"|\s{1,3}(?:is|was|ist|lautet|est|es|é|это|to)[\s:]{1,3}|\s{1,3})"
@@ -345,7 +359,8 @@ URL_PASSWORD = re.compile(
     rf"(?<![\w+.-])[a-z][a-z0-9+]{{1,20}}://[^\s/:@{BLANK}]{{0,64}}:([^\s/@{BLANK}]{{3,128}})@", re.I
 )
 NO_PASSWORDS = re.compile(
-    r"[\[({$%*.…•?x]+.*|.*(?:environ|getenv|env\.|secrets\.|config\.).*|\d{1,2}[-–+]\w*|[\w.]+[})\](].*|[A-Za-z_]+(?:\.[A-Za-z_]+)+",
+    r"(?-i:\$[A-Z_]+)|\$?[\[({].*|%[\w(].{0,8}|[*•x…?.]+|\.{2,}.*"
+    r"|.*(?:environ|getenv|env\.|secrets\.|config\.).*|\d{1,2}[-–+]\w*|[\w.]+[})\](].*|[A-Za-z_]+(?:\.[A-Za-z_]+)+",
     re.I,
 )
 NO_VALUES = frozenset(
@@ -447,15 +462,18 @@ def _emails(text: str) -> Spans:
 
 
 def _passwords(text: str) -> Spans:
-    for match in URL_PASSWORD.finditer(text):
-        if not NO_PASSWORDS.fullmatch(match[1]):
-            yield *match.span(1), match[1]
-    for match in SAID_PASSWORD.finditer(text):
+    for in_url in URL_PASSWORD.finditer(text):
+        if not NO_PASSWORDS.fullmatch(in_url[1]):
+            yield *in_url.span(1), in_url[1]
+    place = 0
+    while match := SAID_PASSWORD.search(text, place):
         group = "quoted" if match["quoted"] else "bare"
         password = match[group] if group == "quoted" else match[group].rstrip(".,;:?)»”…")
-        start, end = match.start(group), match.start(group) + len(password)
+        start, place = match.start(group), match.start(group)
+        end = start + len(password)
         if len(password) >= 3 and _is_password(password, match["said"], group == "quoted", text[end : end + 8]):
             yield start, end, password
+            place = end
 
 
 def _is_password(password: str, said: str, quoted: bool, after: str) -> bool:
@@ -513,7 +531,8 @@ PHONE_WORD = re.compile(
     re.IGNORECASE,
 )
 UNIT = re.compile(
-    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m|mln|млн|тыс|руб|usd|usdt|ton|toncoin|coins?|tokens?|nano\w*)(?!\w))",
+    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
+    r"|mln|млн|тыс|руб|usd|usdt|ton|toncoin|coins?|tokens?|nano\w*)(?!\w))",
     re.I,
 )
 DATE = re.compile(r"\d{4}-\d\d-\d\d.*|\d\d?\.\d\d?\.\d{4}.*")
@@ -572,13 +591,13 @@ NO_USERNAMES = frozenset(
         r"\w+",
         "property override dataclass staticmethod classmethod abstractmethod pytest fixture param params "
         "return returns throws media import keyframes everyone channel supports decorator component injectable "
-        "deprecated author since version charset include layer tailwind notice openzeppelin example ",
+        "deprecated author since version wallet charset include layer tailwind notice openzeppelin example ",
     )
 )
 
 
 def _usernames(text: str) -> Spans:
-    """Usernames of Telegram and their links. A person's look as a channel's do: bots and published ones stay."""
+    """Of Telegram. A person's look as a channel's do: bots', published ones and links to a channel's posts stay."""
     for match in USERNAME.finditer(text):
         group = match.lastindex or 1
         name = match[group].lower()
@@ -590,9 +609,13 @@ def _usernames(text: str) -> Spans:
 CAPITALISED = (
     r"(?-i:[A-ZÀ-ÖØ-ÞĀĂĄĆĈĊČĎĐĒĖĘĚĜĞĢĪĮİĶĹĻĽŁŃŅŇŌŐŒŔŘŚŞŠŢŤŪŮŰŲŹŻŽА-ЯЁЄІЇҐ])(?:[^\W\d_]|['’-](?=[^\W\d_])){1,24}"
 )
-FULL_NAME = rf"{CAPITALISED}(?:[ ]{CAPITALISED}|[ ](?-i:[A-ZА-Я])\.){{0,2}}"
+FULL_NAME = (
+    rf"{CAPITALISED}(?:[ ](?:(?:de|del|la|van|von|der|da|dos|di|bin|al)[ ]){{0,2}}{CAPITALISED}"
+    r"|[ ](?-i:[A-ZА-Я])\.){0,2}"
+)
 SAID_NAME = re.compile(
-    r"(?<!\w)(?:my (?:full |real |legal |first )?name(?:\s+is|['’]s)|меня (?:зовут|звать)|мо[её] имя(?:\s+[—–-])?"
+    r"(?<!\w)(?:my (?:full |real |legal |first )?name(?:\s+is|['’]s)|i(?:['’]| a)m called"
+    r"|меня (?:зовут|звать)|мо[её] имя(?:\s+[—–-])?"
     r"|мене звати|ich hei(?:ß|ss)e|mein name ist|je m['’]appelle|mon nom est|me llamo|mi nombre es|mi chiamo"
     r"|(?:o )?meu nome é|eu me chamo|nazywam się|mam na imię|benim adım|(?:full )?name on (?:the )?(?:card|account):"
     r"|(?:full|first|last|legal) name:|фио:)"
@@ -605,7 +628,8 @@ SIGNATURE = re.compile(
     r"|yours (?:sincerely|truly|faithfully)|cheers|thanks|thank you|many thanks|с уважением|спасибо"
     r"|mit freundlichen grüßen|viele grüße|beste grüße|liebe grüße|lg|mfg|cordialement"
     r"|bien à vous|saludos|un saludo|atentamente|cordiali saluti|atenciosamente|з повагою)[,!.]?"
-    rf"[ \t]{{0,3}}\n{{1,2}}[ \t—–-]{{0,4}}({FULL_NAME})[ \t]{{0,3}}[.,]?[ \t]{{0,3}}(?=\n|$)"
+    rf"[ \t]{{0,3}}\n{{1,2}}[ \t—–-]{{0,4}}"
+    rf"(?:(?:Dr|Mrs?|Ms|Prof)\.?[ ])?({FULL_NAME})[ \t]{{0,3}}[.,]?[ \t]{{0,3}}(?=\n|$)"
     rf"|(?:(?:best|kind) regards|с уважением|mit freundlichen grüßen|viele grüße|cordialement|atentamente)"
     rf",?[ ]({FULL_NAME})(?=[ \t.]{{0,3}}(?:\n|$))",
     re.IGNORECASE,
@@ -622,13 +646,22 @@ def _names(text: str) -> Spans:
                 yield *match.span(group), name.casefold()
 
 
+NAME_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+NAME_WORDS = 7  # of FULL_NAME, at most
+
+
 def _find_names(text: str, names: dict[str, str]) -> list[Finding]:
     """Names that were said to be some before, wherever they stand now."""
-    if not names:
-        return []
-    written = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 2)
-    found = re.finditer(rf"(?<!\w)(?:{written})(?!\w)", text) if written else ()
-    return [Finding(*match.span(), "NAME", names[match[0]]) for match in found]
+    words = list(NAME_WORD.finditer(text)) if names else []
+    found, end = [], 0
+    for place, word in enumerate(words):
+        for last in reversed(words[place : place + NAME_WORDS]):
+            written = text[word.start() : last.end()]
+            if word.start() >= end and len(written) > 2 and written in names:
+                end = last.end()
+                found.append(Finding(word.start(), end, "NAME", names[written]))
+                break
+    return found
 
 
 def _by_form(pattern: re.Pattern[str]) -> Callable[[str], Spans]:

@@ -283,6 +283,20 @@ def examples() -> Iterator[str]:
     ):
         yield text.format(jwt())
 
+    yield f"https://api.telegram.example/bot⟦API_KEY:{letters('123456789', 10)}:AA{letters(ALPHANUMERIC, 33)}⟧/getMe"
+    yield f"rotate ⟦API_KEY:rk_live_{letters(ALPHANUMERIC, 30)}⟧, ⟦API_KEY:ASIA{letters('ABCDEFGH234567', 16)}⟧"
+    yield f"cut off: ⟦JWT:{jwt()[:60]}⟧..."
+    yield f"hash=⟦TX_HASH:{base64.b64encode(b'z' + chance(31)).decode()}⟧"
+    yield f"lt:47011234000003 hash:⟦TX_HASH:{chance(32).hex().upper()}⟧"
+    yield f"my eth wallet: ⟦WALLET:{evm()[2:]}⟧"
+    yield f"[⟦WALLET:{ton()}⟧](https://tonviewer.example/⟦WALLET:{ton(tag=0x51)}⟧/transactions)"
+    yield f"wallet-⟦WALLET:{evm()}⟧-old and addr=⟦WALLET:{evm()}⟧&x"
+    yield f"⟦SEED_PHRASE:{phrase().title()}⟧"
+    yield f'{{"words": ["⟦SEED_PHRASE:{phrase(24).replace(" ", chr(34) + ", " + chr(34))}⟧"]}}'
+    yield f"⟦SEED_PHRASE:{phrase().replace(' ', '-')}⟧"
+    yield f"⟦SEED_PHRASE:{phrase().replace(' ', ' | ')}⟧ |"
+    yield f"My secret recovery phrase is ⟦SEED_PHRASE:{phrase()}⟧ and my password is ⟦PASSWORD:Qwerty,2⟧"
+    yield f"I wrote ⟦SEED_PHRASE:{phrase(24)}⟧. Then I lost it"
     yield from PEOPLE
     for country, account in (
         ("DE", letters(DIGITS, 18)),
@@ -301,6 +315,19 @@ def examples() -> Iterator[str]:
 
 
 PEOPLE = [
+    "reach me: ⟦EMAIL:john.smith@example.com⟧ or ⟦PHONE:+1-415-555-2671⟧",
+    "tel:⟦PHONE:+14155552671⟧",
+    "appelle-moi au ⟦PHONE:06 12 34 56 78⟧",
+    "⟦PHONE:+971 50 123 4567⟧, ⟦PHONE:+55 11 91234-5678⟧",
+    "My name is ⟦NAME:Nguyễn Văn An⟧",
+    "Mi nombre es ⟦NAME:María del Carmen⟧.",
+    "Sincerely,\nDr. ⟦NAME:Jane Roe⟧",
+    "Thanks!\n\n- ⟦NAME:Bob⟧",
+    "my password is ⟦PASSWORD:$ecret123⟧; pw: password: ⟦PASSWORD:xK9_y⟧",
+    "my pass is ⟦PASSWORD:hunter2⟧ and pw: ⟦PASSWORD:hunter3⟧",
+    "login: bob / password: ⟦PASSWORD:S3cret#1⟧",
+    "[⟦IP:2001:db8::1⟧]:443",
+    "join https://t.me/⟦USERNAME:joinchat/AAAAAEkk2WdoDrB4⟧ now",
     "Write to ⟦EMAIL:jane.doe+ton@example.com⟧.",
     "Моя почта ⟦EMAIL:ivan_p@mail.example.ru⟧, жду",
     "mailto:⟦EMAIL:a.b@sub.example.co.uk⟧?subject=x",
@@ -359,6 +386,17 @@ PEOPLE = [
 ]
 
 CLEAN = [
+    "price went from 0.00001234 to 0.00005678, lt 1700000000000 ms",
+    "The number 8 916 blocks, номер блока 41234567, номер заявки 12345678",
+    "(-1,8000000000000000,41234567), seqno:41234567, GMT+0200",
+    "token=TON&amount=100, access token expires_in 3600",
+    "mobile 2.0 release 2024.11.02, tel aviv 1000000",
+    "My name is Tonkeeper Support; My phone number isn't accepted",
+    "@contextmanager\ndef held(self): ...",
+    "select model_name, version, action, model_name, model_id from public.model_history where version = model",
+    "sha256: {hash}",
+    "password=$PASSWORD, password: ********, password: %s, password: {password}",
+    "https://t.me/toncoin_news/123 is a post",
     "The price is $1,234.56, up 12.5% since 2024-11-02T10:00:00Z.",
     "I have 1 000 000 000 jettons and +500 000 000 more",
     "+100000000 USDT came in block 41234567.",
