@@ -81,11 +81,20 @@ def listed_words(text: str) -> Iterator[tuple[int, int, int]]:
 def private_keys(text: str) -> Iterator[tuple[int, int]]:
     """Where private keys start and end: by their own form, by their checksum, or because something nearby says so."""
     yield from (match.span() for match in KEYS.finditer(text))
-    yield from (match.span() for match in IMPORT_FORMAT.finditer(text) if _is_checked(match[0]))
+    yield from (match.span() for match in IMPORT_FORMAT.finditer(text) if is_checked(match[0]))
     for match in UNMARKED.finditer(text):
         before = text[max(0, match.start() - NEAR_CHARACTERS) : match.start()]
         if NAMED.search(before) or NAMED.search(text[match.end() : match.end() + NEAR_CHARACTERS]):
             yield match.span()
+
+
+def is_checked(text: str) -> bool:
+    """Whether it is base58 with its four bytes of checksum, as Bitcoin has it."""
+    number = 0
+    for character in text:
+        number = number * 58 + BASE58.index(character)
+    raw = number.to_bytes(40, "big").lstrip(b"\0")
+    return hashlib.sha256(hashlib.sha256(raw[:-4]).digest()).digest()[:4] == raw[-4:]
 
 
 def _runs(text: str, words: list[re.Match[str]]) -> Iterator[tuple[int, int]]:
@@ -141,15 +150,6 @@ def _without_sentence(text: str, words: list[re.Match[str]], first: int, last: i
     longest = max((end - start for start, end in fitting), default=0)
     longest_fitting = [(start, end) for start, end in fitting if end - start == longest]
     return longest_fitting[0] if len(longest_fitting) == 1 else (first, last)
-
-
-def _is_checked(text: str) -> bool:
-    """Whether it is base58 with its four bytes of checksum, as Bitcoin has it."""
-    number = 0
-    for character in text:
-        number = number * 58 + BASE58.index(character)
-    raw = number.to_bytes(40, "big").lstrip(b"\0")
-    return hashlib.sha256(hashlib.sha256(raw[:-4]).digest()).digest()[:4] == raw[-4:]
 
 
 @cache

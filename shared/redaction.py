@@ -256,8 +256,8 @@ JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
 def _named_api_keys(text: str) -> Spans:
     for match in NAMED_KEYS.finditer(text):
         key = match[1].rstrip(".")
-        mixed = re.search(r"\d", key) and re.search(r"[A-Za-z]", key)
-        if mixed and _bits(key) >= KEY_BITS and not NO_KEYS.fullmatch(key):
+        least = KEY_BITS if re.search(r"\d", key) else KEY_BITS + 1
+        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key):
             yield match.start(1), match.start(1) + len(key), key
 
 
@@ -276,6 +276,7 @@ BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and comm
     re.IGNORECASE,
 )
 HEX_ADDRESS = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9a-fA-F]{20,63}(?![0-9A-Za-z])")
+TRON = re.compile(rf"(?<![0-9A-Za-z])T[{BASE58}]{{33}}(?![0-9A-Za-z])")
 NOBODY = re.compile(r"(?:0x|-?\d:)0+(?:dead)?")  # where coins are burnt
 HEX_HASHES = re.compile(
     r"(?<![0-9A-Za-z])(?<!sha256[:=-])(?<!sha256: )(?:0[xX][0-9a-fA-F]{64,}|[0-9a-fA-F]{64})(?![0-9A-Za-z])"
@@ -302,6 +303,13 @@ def _addresses(text: str) -> Spans:
             yield start, start + len(written), account
 
 
+def _checked_addresses(text: str) -> Spans:
+    """Tron's, of which some have no digit."""
+    for match in TRON.finditer(text):
+        if guards.is_checked(match[0]):
+            yield *match.span(), match[0]
+
+
 def _joined_addresses(text: str) -> Spans:
     """Those that an underscore or a hyphen ties to a word, as markdown and slugs do."""
     return _addresses(re.sub(r"(?<![^\W_])[_-]|[_-](?![^\W_])|(?<=[a-z])[_-](?=0x|bc1|-?\d:)", " ", text))
@@ -324,11 +332,14 @@ def _hashes(text: str) -> Spans:
         value = match[0].lower().removeprefix("0x")
         if len(set(value)) > 2:
             yield *match.span(), value
+    yield from ((*match.span(), match[0]) for match in SIGNATURES.finditer(text))
+
+
+def _base64_hashes(text: str) -> Spans:
     for match in BASE64_HASHES.finditer(text):
         written = re.sub("%2b", "+", re.sub("%2f", "/", match[0], flags=re.I), flags=re.I)[:43]
         if all(re.search(signs, written) for signs in ("[a-z]", "[A-Z]", r"\d")):
             yield *match.span(), _base64_value(written)
-    yield from ((*match.span(), match[0]) for match in SIGNATURES.finditer(text))
 
 
 def _base64_value(written: str) -> str:
@@ -676,8 +687,10 @@ RECOGNISERS: list[tuple[Kind, Callable[[str], Spans]]] = [
     ("JWT", _by_form(JWTS)),
     ("API_KEY", _by_form(API_KEYS)),
     ("WALLET", _ton_addresses),
+    ("TX_HASH", _base64_hashes),
     ("WALLET", _addresses),
     ("TX_HASH", _hashes),
+    ("WALLET", _checked_addresses),
     ("WALLET", _joined_addresses),
     ("WALLET", _hex_addresses),
     ("WALLET", _cut_addresses),
