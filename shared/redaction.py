@@ -249,6 +249,7 @@ NAMED_KEYS = re.compile(
 KEY_BITS = 3.0  # of chance a character, at least: words of a language in a row have fewer kinds of sign
 NO_KEYS = re.compile(  # UUIDs, sites, names in a program
     r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[\w-]+\.[a-z]{2,4}(?:/\S*)?|[a-z_]+(?:\.[a-z0-9_]+)+"
+    r"|(?:process\.env|import\.meta\.env|os\.environ|Deno\.env|settings|config|env|self)\.[\w.]+"
 )
 JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
 

@@ -395,6 +395,7 @@ CLEAN = [
     "@contextmanager\ndef held(self): ...",
     "select model_name, version, action, model_name, model_id from public.model_history where version = model",
     "sha256: {hash}",
+    "secret_key: process.env.SUPABASE_SECRET_KEY, jwt_secret = settings.supabase_jwt_secret",
     "password=$PASSWORD, password: ********, password: %s, password: {password}",
     "https://t.me/toncoin_news/123 is a post",
     "The price is $1,234.56, up 12.5% since 2024-11-02T10:00:00Z.",

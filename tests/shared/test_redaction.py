@@ -66,15 +66,15 @@ def test_the_examples_are_found_and_nothing_else() -> None:
     assert recall(*get_args(Kind)) >= 0.95, table
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_redacting_an_example_again_changes_nothing(number: int) -> None:
-    redactor = Redactor()
+def test_redacting_again_changes_nothing() -> None:
+    for example in EXAMPLES:
+        redactor = Redactor()
 
-    once = redactor.redact(EXAMPLES[number]["text"])
+        once = redactor.redact(example["text"])
 
-    assert redactor.redact(once) == once
-    assert Redactor().redact(once) == once
-    assert len(once) <= len(EXAMPLES[number]["text"]) + 20 * (1 + len(EXAMPLES[number]["spans"]))
+        assert redactor.redact(once) == once
+        assert Redactor().redact(once) == once
+        assert len(once) <= len(example["text"]) + 20 * (1 + len(example["spans"]))
 
 
 @pytest.mark.parametrize(
