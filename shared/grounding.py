@@ -132,13 +132,13 @@ def unknown(answer: str, known: Iterable[str]) -> list[Flag]:
     """
     said = visible(answer)
     found: list[tuple[int, FlagKind, str, str]] = [
-        *((start, "unknown_address", text, account) for start, text, account in _addresses(said)),
+        *((start, "unknown_address", text, account) for start, text, account in addresses(said)),
         *((start, "unknown_url", text, place) for start, text, place in _urls(said)),
     ]
     if not found:
         return []
     texts = [visible(text) for text in known]
-    accounts = {account for text in texts for _, _, account in _addresses(text)}
+    accounts = {account for text in texts for _, _, account in addresses(text)}
     places = {place for text in texts for _, _, place in _urls(text)}
     places |= {place.partition("/")[0] for place in places}
     flags: dict[str, Flag] = {}
@@ -148,19 +148,13 @@ def unknown(answer: str, known: Iterable[str]) -> list[Flag]:
     return list(flags.values())
 
 
-def _numbers(cited: str) -> Iterator[int]:
-    for part in re.split(r"[,;]", cited):
-        first, *_, last = re.findall(r"\d+", part) * 2
-        yield from range(int(first), int(last) + 1)
-
-
-def _addresses(text: str) -> Iterator[tuple[int, str, str]]:
+def addresses(text: str) -> Iterator[tuple[int, str, str]]:
     """Where an address starts, how it is written, and the account it means."""
     for match in ADDRESS.finditer(text):
         written = match[0]
         match match.lastgroup:
             case "friendly":
-                yield match.start(), written, _ton_account(written)
+                yield match.start(), written, ton_account(written)
             case "base58":
                 if _is_base58_address(written):
                     yield match.start(), written, written
@@ -168,7 +162,7 @@ def _addresses(text: str) -> Iterator[tuple[int, str, str]]:
                 yield match.start(), written, written.lower()
 
 
-def _ton_account(friendly: str) -> str:
+def ton_account(friendly: str) -> str:
     """`workchain:hash` of a TON address; one with a wrong checksum is no other's account, and stays as it is."""
     try:
         decoded = base64.b64decode(friendly.replace("-", "+").replace("_", "/"), validate=True)
@@ -181,6 +175,12 @@ def _ton_account(friendly: str) -> str:
     ):
         return friendly
     return f"{int.from_bytes(decoded[1:2], signed=True)}:{decoded[2:34].hex()}"
+
+
+def _numbers(cited: str) -> Iterator[int]:
+    for part in re.split(r"[,;]", cited):
+        first, *_, last = re.findall(r"\d+", part) * 2
+        yield from range(int(first), int(last) + 1)
 
 
 def _is_base58_address(word: str) -> bool:

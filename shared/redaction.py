@@ -1,0 +1,707 @@
+"""What must not be in training data, replaced by typed placeholders that stay the same within a conversation.
+
+`<WALLET_1>` is the first wallet of a conversation wherever it stands and however it is written: the forms of one TON
+account are one, and so are 0x addresses in any case. What is published (`published(texts)`: the knowledge base's
+contracts, channels, support addresses) stays.
+
+A finding is sure by its form (a prefix, a checksum, a length) or by what is said of it ("my password is …"); a name
+only by the latter. What stays: amounts, dates, block numbers, token symbols, UUIDs, checksums said to be
+some (`sha256:…`), addresses of private networks, the zero address, usernames of bots, addresses shortened to a few
+letters (`EQAv…9NOT`).
+Phone numbers are read without the `phonenumbers` package: its tables of every country weigh more than a function's own
+code, and decide lengths only, where the false alarms here are amounts.
+"""
+
+import base64
+import binascii
+import ipaddress
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from shared import grounding, guards
+from shared.grounding import BASE58
+
+Kind = Literal[
+    "SEED_PHRASE",
+    "PRIVATE_KEY",
+    "JWT",
+    "API_KEY",
+    "WALLET",
+    "TX_HASH",
+    "PASSWORD",
+    "EMAIL",
+    "IBAN",
+    "CARD",
+    "PHONE",
+    "IP",
+    "USERNAME",
+    "NAME",
+]
+PUBLISHABLE: frozenset[Kind] = frozenset({"WALLET", "TX_HASH", "EMAIL", "PHONE", "USERNAME"})
+PLACEHOLDER = re.compile(rf"<({'|'.join(get_args(Kind))})_(\d{{1,6}})>")
+BLANK = "\ufffc"  # in place of what is found; no recogniser's sign
+
+
+class Finding(NamedTuple):
+    """Where something stands, and the value it means, the same for each of its spellings."""
+
+    start: int
+    end: int
+    kind: Kind
+    value: str
+
+
+@dataclass(slots=True)
+class Redactor:
+    """One conversation's placeholders; `counts` says how often something of a kind was replaced."""
+
+    known: frozenset[tuple[Kind, str]] = frozenset()
+    counts: Counter[Kind] = field(default_factory=Counter)
+    numbers: dict[tuple[Kind, str], int] = field(default_factory=dict)
+    last: Counter[Kind] = field(default_factory=Counter)
+    taken: set[tuple[Kind, int]] = field(default_factory=set)  # by placeholders that texts came with
+    names: dict[str, str] = field(default_factory=dict)  # as written, and whose it is
+
+    def redact(self, text: str) -> str:
+        """The text with placeholders; redacting it again changes nothing."""
+        self.taken |= {(kind, int(number)) for kind, number in PLACEHOLDER.findall(text)}
+        while findings := [found for found in self._find(text) if (found.kind, found.value) not in self.known]:
+            text = self._replaced(text, findings)
+        return text
+
+    def _find(self, text: str) -> list[Finding]:
+        shown, places = _shown(text)
+        findings, blanked = _find(shown)
+        for found in findings:
+            if found.kind == "NAME":
+                written = shown[found.start : found.end]
+                self.names.setdefault(written, found.value)
+                self.names.setdefault(written.split()[0], found.value)
+        findings += _find_names(blanked, self.names)
+        return [
+            Finding(places[found.start], places[found.end - 1] + 1, found.kind, found.value)
+            for found in sorted(findings)
+        ]
+
+    def _replaced(self, text: str, findings: list[Finding]) -> str:
+        pieces, end = [], 0
+        for found in findings:
+            pieces += [text[end : found.start], f"<{found.kind}_{self._number(found.kind, found.value)}>"]
+            end = found.end
+            self.counts[found.kind] += 1
+        return "".join(pieces) + text[end:]
+
+    def _number(self, kind: Kind, value: str) -> int:
+        """The value's number: the next one that no text had before."""
+        if (kind, value) not in self.numbers:
+            self.last[kind] += 1
+            while (kind, self.last[kind]) in self.taken:
+                self.last[kind] += 1
+            self.numbers[kind, value] = self.last[kind]
+        return self.numbers[kind, value]
+
+
+def published(texts: Iterable[str]) -> frozenset[tuple[Kind, str]]:
+    """What texts that anyone may read say of addresses and accounts: a `Redactor` leaves these as they are."""
+    findings = (found for text in texts for found in _find(_shown(text)[0])[0])
+    return frozenset((found.kind, found.value) for found in findings if found.kind in PUBLISHABLE)
+
+
+def _find(shown: str) -> tuple[list[Finding], str]:
+    """All findings, and the text with blanks in their places. An earlier recogniser's finding is hidden from later."""
+    findings: list[Finding] = []
+    blanked = PLACEHOLDER.sub(lambda match: BLANK * len(match[0]), shown)
+    for kind, find in RECOGNISERS:
+        found = [Finding(start, end, kind, value) for start, end, value in find(blanked)]
+        if found:
+            found = _apart(found)
+            blanked = _blanked(blanked, found)
+            findings += found
+    return findings, blanked
+
+
+def _apart(findings: list[Finding]) -> list[Finding]:
+    """Without those that overlap an earlier one."""
+    apart: list[Finding] = []
+    for found in sorted(findings, key=lambda found: (found.start, -found.end)):
+        if not apart or found.start >= apart[-1].end:
+            apart.append(found)
+    return apart
+
+
+def _blanked(text: str, findings: list[Finding]) -> str:
+    pieces, end = [], 0
+    for found in findings:
+        pieces += [text[end : found.start], BLANK * (found.end - found.start)]
+        end = found.end
+    return "".join(pieces) + text[end:]
+
+
+# What a reader sees: without invisible characters, wide letters and Cyrillic ones within Latin as what they pass for.
+LOOK_ALIKES = str.maketrans("АВЕКМНОРСТХаеорсухіј", "ABEKMHOPCTXaeopcyxij")
+LONG_MIXED = re.compile(r"[\w+/:-]{20,}")
+AMONG_LATIN = re.compile(r"(?<=[0-9A-Za-z_-])[АВЕКМНОРСТХаеорсухіј]{1,3}(?=[0-9A-Za-z_-])")
+UNSEEN = re.compile(rf"{grounding.INVISIBLE.pattern}|[\u034f\u061c\u180e\ufe00-\ufe0f]")
+
+
+def _shown(text: str) -> tuple[str, range | list[int]]:
+    """The text as it is seen, and for each of its characters the place in the text itself."""
+    if text.isascii() and "\\" not in text:
+        return text, range(len(text))
+    hidden = {place for match in UNSEEN.finditer(text) for place in range(*match.span())}
+    places = [place for place in range(len(text)) if place not in hidden]
+    shown = "".join(_plain(text[place]) for place in places)
+    return LONG_MIXED.sub(
+        lambda word: AMONG_LATIN.sub(lambda run: run[0].translate(LOOK_ALIKES), word[0]), shown
+    ), places
+
+
+def _plain(character: str) -> str:
+    if character < "\u2000":
+        return character
+    normal = unicodedata.normalize("NFKC", character)
+    return normal if len(normal) == 1 else character
+
+
+# Seed phrases and keys.
+
+SAID_PHRASE = re.compile(
+    r"(?:seed|recovery|secret|mnemonic|backup|сид|мнемо\w*|секретн\w+)[\s_-]*(?:phrase|words?|фраз\w|слов\w)?"
+    r"(?:\s+(?:is|are|was|это|ist|es|est))?\s*[:=—-]?[\s\"'«“`]{0,3}$",
+    re.IGNORECASE,
+)
+CUT_PHRASE_WORDS = 6
+OTHER_PRIVATE_KEYS = re.compile(
+    r"(?<![0-9A-Za-z])(?:nsec1[02-9ac-hj-np-z]{58}|suiprivkey1[02-9ac-hj-np-z]{58}|AGE-SECRET-KEY-1[0-9A-Z]{58}"
+    rf"|S[A-Z2-7]{{55}}|edsk[{BASE58}]{{50,94}}|ed25519:[{BASE58}]{{86,88}})(?![0-9A-Za-z])"
+)
+HASH_SAID = re.compile(
+    r"(?:\btx|transaction|txn|hash|signature|транзакци\w*|х[эе]ш\w*|подпись)[\s:=/#-]{0,4}(?:is\s+)?$", re.I
+)
+
+Spans = Iterator[tuple[int, int, str]]
+
+
+def _seed_phrases(text: str) -> Spans:
+    for start, end in guards.phrases(text):
+        if not _is_code(text[start:end]):
+            yield start, end, _words_of(text[start:end])
+
+
+def _is_code(words: str) -> bool:
+    """Whether the words are tied by signs of many kinds or come again and again, as names in a program do.
+
+    A phrase's stand evenly, and hardly any word comes twice.
+    """
+    few_words = len(set(_words_of(words).split())) < 0.6 * len(_words_of(words).split())
+    gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.WORD.split(words)[1:-1])
+    return (len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()) or (len(gaps) > 1 and few_words)
+
+
+def _cut_phrases(text: str) -> Spans:
+    """Fewer words than a phrase has, where a phrase is announced."""
+    for start, end, count in guards.listed_words(text):
+        if count < CUT_PHRASE_WORDS:
+            continue
+        words = list(guards.WORD.finditer(text, start, end))
+        for word in reversed(words[: count - CUT_PHRASE_WORDS + 1][:4]):
+            if SAID_PHRASE.search(text[max(0, word.start() - 50) : word.start()]):
+                yield word.start(), end, _words_of(text[word.start() : end])
+                break
+
+
+def _words_of(phrase: str) -> str:
+    return " ".join(guards.WORD.findall(phrase)).lower()
+
+
+def _private_keys(text: str) -> Spans:
+    for start, end in guards.private_keys(text):
+        if not HASH_SAID.search(text[max(0, start - 30) : start]):
+            key = text[start:end]
+            yield start, end, key.lower().removeprefix("0x") if _is_hex(key) else "".join(key.split())
+
+
+def _is_hex(text: str) -> bool:
+    return re.fullmatch(r"(?:0[xX])?[0-9a-fA-F]+", text) is not None
+
+
+API_KEYS = re.compile(
+    r"(?<![\w-])sk-[\w-]{20,}|(?<![0-9A-Za-z])(?:"
+    r"sb_secret_[\w-]{20,80}|sbp_[0-9a-f]{40}|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"
+    r"|gh[pousr]_[0-9A-Za-z]{36,255}|github_pat_\w{22,100}|glpat-[\w-]{20,60}"
+    r"|[srp]k_(?:live|test)_[0-9A-Za-z]{16,120}|whsec_[\w+/=]{20,80}|AIza[\w-]{35}|ya29\.[\w-]{30,300}"
+    r"|xox[abeoprs]-[0-9A-Za-z-]{10,200}|xapp-[0-9A-Za-z-]{20,200}|hf_[0-9A-Za-z]{30,60}|r8_[0-9A-Za-z]{36,40}"
+    r"|gsk_[0-9A-Za-z]{40,60}|rpa_[0-9A-Za-z]{30,60}|npm_[0-9A-Za-z]{36}|SG\.[\w-]{20,24}\.[\w-]{40,46}"
+    r"|dop_v1_[0-9a-f]{64}|tgp_v1_[\w-]{30,60})|(?<!\d)\d{8,10}:[A-Za-z][\w-]{34}(?![\w-])"
+    r"|hooks\.slack\.com/services/T\w{6,12}/B\w{6,12}/\w{20,30}"
+)
+NAMED_KEYS = re.compile(
+    r"(?:api[_ -]?key|api[_ -]?token|access[_ -]?key(?:[_ -]?id)?|access[_ -]?token|auth[_ -]?token|client[_ -]?secret"
+    r"|secret[_ -]?(?:access[_ -]?)?key|secret|token|bearer|ключ api|api[- ]ключ)"
+    r"(?:[\"']?\s{0,3}(?:[:=]|=>|is)\s{0,3}|\s)[\"'`]?(?:bearer )?([\w+/=.~-]{16,512})",
+    re.IGNORECASE,
+)
+KEY_BITS = 3.0  # of chance a character, at least: words of a language in a row have fewer kinds of sign
+NO_KEYS = re.compile(  # UUIDs, sites, names in a program
+    r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[\w-]+\.[a-z]{2,4}(?:/\S*)?|[a-z_]+(?:\.[a-z0-9_]+)+"
+    r"|(?:process\.env|import\.meta\.env|os\.environ|Deno\.env|settings|config|env|self)\.[\w.]+"
+)
+JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
+
+
+def _named_api_keys(text: str) -> Spans:
+    for match in NAMED_KEYS.finditer(text):
+        key = match[1].rstrip(".")
+        least = KEY_BITS if re.search(r"\d", key) else KEY_BITS + 1
+        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key):
+            yield match.start(1), match.start(1) + len(key), key
+
+
+def _bits(text: str) -> float:
+    """Shannon's entropy of a character."""
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in Counter(text).values())
+
+
+# Wallets and transactions.
+
+FRIENDLY = re.compile(r"(?=([EUk0][Qf][\w+/-]{46}))", re.ASCII)
+CUT_FRIENDLY = re.compile(r"(?<![0-9A-Za-z])[EU]Q(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{18,60}", re.ASCII)
+BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and commits of git are
+    r"(?:wallet|address|\bevm|\beth|ethereum|metamask|адрес\w{0,3}|кошел\w{1,5}|adresse|dirección)(?:\s+is)?[\s:=/-]{1,3}"
+    r"([0-9a-fA-F]{40})(?![0-9A-Za-z])",
+    re.IGNORECASE,
+)
+HEX_ADDRESS = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9a-fA-F]{20,63}(?![0-9A-Za-z])")
+TRON = re.compile(rf"(?<![0-9A-Za-z])T[{BASE58}]{{33}}(?![0-9A-Za-z])")
+NOBODY = re.compile(r"(?:0x|-?\d:)0+(?:dead)?")  # where coins are burnt
+HEX_HASHES = re.compile(
+    r"(?<![0-9A-Za-z])(?<!sha256[:=-])(?<!sha256: )(?:0[xX][0-9a-fA-F]{64,}|[0-9a-fA-F]{64})(?![0-9A-Za-z])"
+)
+BASE64_HASHES = re.compile(
+    r"(?<![\w+%-])(?:[\w+-]|%2[BFbf]|/){43}(?:=|%3[Dd])(?![\w=])"
+    r"|(?:(?<=/tx/)|(?<=/transaction/)|(?<=hash: ))[\w+-]{43}(?![\w=])",
+    re.ASCII,
+)
+SIGNATURES = re.compile(rf"(?<![0-9A-Za-z])[{BASE58}]{{86,88}}(?![0-9A-Za-z])")
+
+
+def _ton_addresses(text: str) -> Spans:
+    """Those with a right checksum, whatever letters stand around them."""
+    for match in FRIENDLY.finditer(text):
+        account = grounding.ton_account(match[1])
+        if ":" in account and not NOBODY.fullmatch(account):
+            yield match.start(), match.end(1), account
+
+
+def _addresses(text: str) -> Spans:
+    for start, written, account in grounding.addresses(text):
+        if not NOBODY.fullmatch(account) and not text.startswith(("=", "%3D"), start + len(written)):
+            yield start, start + len(written), account
+
+
+def _checked_addresses(text: str) -> Spans:
+    """Tron's, of which some have no digit."""
+    for match in TRON.finditer(text):
+        if guards.is_checked(match[0]):
+            yield *match.span(), match[0]
+
+
+def _joined_addresses(text: str) -> Spans:
+    """Those that an underscore or a hyphen ties to a word, as markdown and slugs do."""
+    return _addresses(re.sub(r"(?<![^\W_])[_-]|[_-](?![^\W_])|(?<=[a-z])[_-](?=0x|bc1|-?\d:)", " ", text))
+
+
+def _hex_addresses(text: str) -> Spans:
+    for match in HEX_ADDRESS.finditer(text):
+        if not NOBODY.fullmatch(match[0].lower()):
+            yield *match.span(), match[0].lower()
+    for match in BARE_HEX_ADDRESS.finditer(text):
+        yield *match.span(1), f"0x{match[1].lower()}"
+
+
+def _cut_addresses(text: str) -> Spans:
+    yield from ((*match.span(), match[0]) for match in CUT_FRIENDLY.finditer(text))
+
+
+def _hashes(text: str) -> Spans:
+    for match in HEX_HASHES.finditer(text):
+        value = match[0].lower().removeprefix("0x")
+        if len(set(value)) > 2:
+            yield *match.span(), value
+    yield from ((*match.span(), match[0]) for match in SIGNATURES.finditer(text))
+
+
+def _base64_hashes(text: str) -> Spans:
+    for match in BASE64_HASHES.finditer(text):
+        written = re.sub("%2b", "+", re.sub("%2f", "/", match[0], flags=re.I), flags=re.I)[:43]
+        if all(re.search(signs, written) for signs in ("[a-z]", "[A-Z]", r"\d")):
+            yield *match.span(), _base64_value(written)
+
+
+def _base64_value(written: str) -> str:
+    try:
+        return base64.b64decode(written.replace("-", "+").replace("_", "/") + "=").hex()
+    except binascii.Error:
+        return written
+
+
+# People.
+
+LATIN, CYRILLIC = "A-Za-zÀ-ɏ0-9_.+-", "А-Яа-яЁёІіЇїЄє0-9_.+-"
+EMAILS = re.compile(
+    rf"(?:(?<![{LATIN}])(?<!//)(?!git@)[{LATIN}]{{1,64}}|(?<![{CYRILLIC}])[{CYRILLIC}]{{1,64}})"
+    r"(?:@|%40|\s?[\[({]\s?(?:at|собака)\s?[\])}]\s?)"
+    r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[a-z]{2,24}|[A-Z]{2,24}|[а-я]{2,24})(?![A-Za-z0-9_-])"
+)
+SAID_PASSWORD = re.compile(
+    r"(?<!\w)(?:pass(?:word|code|phrase|(?=\s?[:=]|\s+is\s))|pwd?"
+    r"|pin(?:[ -]?code)?|парол(?:ь|я)|пин(?:-?код)?|passwort|kennwort|contraseña"
+    r"|mot de passe|senha|hasło|şifrem?|密码)(?:\s+(?:for|от|к|für)\s+[\w.]{1,20}(?:\s[\w.]{1,20})?)?"
+    r"(?P<said>[\"']?\s{0,3}[:=：]\s{0,3}|\s{1,3}[—–-]\s{1,3}|\s{0,3}是\s?"
+    r"|\s{1,3}(?:is|was|ist|lautet|est|es|é|это|to)[\s:]{1,3}|\s{1,3})"
+    rf"(?:(?P<quote>[\"'`«“])(?P<quoted>[^\s{BLANK}\"'`»”]{{3,64}})[\"'`»”]|(?P<bare>[^\s{BLANK}<\"'`]{{4,64}}))",
+    re.IGNORECASE,
+)
+URL_PASSWORD = re.compile(
+    rf"(?<![\w+.-])[a-z][a-z0-9+]{{1,20}}://[^\s/:@{BLANK}]{{0,64}}:([^\s/@{BLANK}]{{3,128}})@", re.I
+)
+NO_PASSWORDS = re.compile(
+    r"(?-i:\$[A-Z_]+)|\$?[\[({].*|%[\w(].{0,8}|[*•x…?.]+|\.{2,}.*"
+    r"|.*(?:environ|getenv|env\.|secrets\.|config\.).*|\d{1,2}[-–+]\w*|[\w.]+[})\](].*|[A-Za-z_]+(?:\.[A-Za-z_]+)+",
+    re.I,
+)
+NO_VALUES = frozenset(
+    re.findall(
+        r"\w+",
+        "required string none null true false optional hidden missing invalid incorrect wrong expired reset "
+        "secret text str changed needed empty forgotten manager protected function return field input value "
+        "your mine this that обязателен неверный забыт нужен ",
+    )
+)
+IBAN_LENGTHS = dict(
+    pair.split("-")
+    for pair in [
+        "AD-24",
+        "AE-23",
+        "AL-28",
+        "AT-20",
+        "AZ-28",
+        "BA-20",
+        "BE-16",
+        "BG-22",
+        "BH-22",
+        "BR-29",
+        "BY-28",
+        "CH-21",
+        "CR-22",
+        "CY-28",
+        "CZ-24",
+        "DE-22",
+        "DK-18",
+        "DO-28",
+        "EE-20",
+        "ES-24",
+        "FI-18",
+        "FO-18",
+        "FR-27",
+        "GB-22",
+        "GE-22",
+        "GI-23",
+        "GL-18",
+        "GR-27",
+        "GT-28",
+        "HR-21",
+        "HU-28",
+        "IE-22",
+        "IL-23",
+        "IQ-23",
+        "IS-26",
+        "IT-27",
+        "JO-30",
+        "KW-30",
+        "KZ-20",
+        "LB-28",
+        "LI-21",
+        "LT-20",
+        "LU-20",
+        "LV-21",
+        "MC-27",
+        "MD-24",
+        "ME-22",
+        "MK-19",
+        "MT-31",
+        "MU-30",
+        "NL-18",
+        "NO-15",
+        "PK-24",
+        "PL-28",
+        "PS-29",
+        "PT-25",
+        "QA-29",
+        "RO-24",
+        "RS-22",
+        "SA-24",
+        "SE-24",
+        "SI-19",
+        "SK-24",
+        "SM-27",
+        "TN-24",
+        "TR-26",
+        "UA-29",
+        "VA-22",
+        "VG-24",
+        "XK-20",
+    ]
+)
+IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Za-z]{2}\d{2}(?:[ \u00a0-]?[0-9A-Za-z]){11,30}")
+CARD = re.compile(r"(?<![\w.,])\d(?:[ \u00a0-]?\d){12,18}(?![\w]|[.,]\d)")
+CARD_PREFIX = re.compile(r"4|5[1-5]|2[2-7]|3[4-7]|30[0-5]|38|35|6(?:011|5|4[4-9]|2)")
+CARD_GROUPS = re.compile(r"\d{13,19}|\d{4}([ \u00a0-])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ \u00a0-])\d{6}\2\d{4,5}")
+
+
+DOT = re.compile(r"[^\w-]+dot[^\w-]+")
+
+
+def _emails(text: str) -> Spans:
+    for match in EMAILS.finditer(text):
+        local, _, domain = re.sub(r"\s?[\[({]\s?(at|собака)\s?[\])}]\s?|%40", "@", match[0]).partition("@")
+        yield *match.span(), f"{local}@{DOT.sub('.', domain)}".casefold()
+
+
+def _passwords(text: str) -> Spans:
+    for in_url in URL_PASSWORD.finditer(text):
+        if not NO_PASSWORDS.fullmatch(in_url[1]):
+            yield *in_url.span(1), in_url[1]
+    place = 0
+    while match := SAID_PASSWORD.search(text, place):
+        group = "quoted" if match["quoted"] else "bare"
+        password = match[group] if group == "quoted" else match[group].rstrip(".,;:?)»”…")
+        start, place = match.start(group), match.start(group)
+        end = start + len(password)
+        if len(password) >= 3 and _is_password(password, match["said"], group == "quoted", text[end : end + 8]):
+            yield start, end, password
+            place = end
+
+
+def _is_password(password: str, said: str, quoted: bool, after: str) -> bool:
+    """Whether what follows the word password is one, and no sentence about passwords."""
+    if NO_PASSWORDS.fullmatch(password) or password.lower() in NO_VALUES:
+        return False
+    if re.search(r"\d", password) or re.search(r"\w[^\w\s'’-]+\w", password):
+        return bool(said.strip()) or (bool(re.search(r"\d", password)) and bool(re.search(r"[^\W\d]", password)))
+    return bool(said.strip()) and (
+        quoted or (said.strip() in ":=：" and re.match(r"[ \t]*(?:[.,;)\n]|$)", after) is not None)
+    )
+
+
+def _ibans(text: str) -> Spans:
+    for match in IBAN.finditer(text):
+        length = int(IBAN_LENGTHS.get(match[0][:2].upper(), 0))
+        signs = [place for place in range(*match.span()) if text[place].isalnum()]
+        if not 0 < length <= len(signs) or text[signs[length - 1] + 1 :][:1].isalnum():
+            continue
+        value = "".join(text[place] for place in signs[:length]).upper()
+        if int("".join(str(int(sign, 36)) for sign in value[4:] + value[:4])) % 97 == 1:
+            yield match.start(), signs[length - 1] + 1, value
+
+
+def _cards(text: str) -> Spans:
+    for match in CARD.finditer(text):
+        digits = re.sub(r"\D", "", match[0])
+        if CARD_GROUPS.fullmatch(match[0]) and CARD_PREFIX.match(digits) and digits[-6:] != "000000" and _luhn(digits):
+            yield *match.span(), digits
+
+
+def _luhn(digits: str) -> bool:
+    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
+    return sum(number - 9 * (number > 9) for number in doubled) % 10 == 0
+
+
+GAP = r"[ \u00a0.\-–‑/]{0,2}"
+INTERNATIONAL = re.compile(
+    rf"(?<![\w+])(?:\+|(?<!\d )00(?=[1-9]\d{{0,2}}[ ./(-]))\s?\(?[1-9]\d{{0,2}}\)?(?:{GAP}\(?\d{{1,12}}\)?){{1,7}}"
+    r"(?![\w]|[.,]\d)"
+)
+NATIONAL = re.compile(
+    r"(?<![\w.,+-])(?:1[ .-])?"
+    r"(?:\([2-9]\d{2}\)[ ]?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-]|[.,]\d)"
+    r"|(?<![\w.,+-])8[ -]?\(?9\d{2}\)?[ -]?\d{3}[ -]\d{2}[ -]?\d{2}(?![\w-]|[.,]\d)"
+)
+PHONE_WORD = re.compile(
+    r"(?:电话|手机|(?<!\w)(?:(?:tele)?phone|tel|mobile?|cell|call|text|whats\s?app|wa\.me/|sms|viber|signal|fax"
+    r"|телефон\w*|тел|моб\w*|номер"
+    r"|позвони\w*|звони\w*|handy\w*|telefon\w*|rufnummer|ruf|móvil|llám[ae]\w*|tel[eé]fono|téléphone|portable|appelle\w*"
+    r"|celular|cellulare|numero|número))"
+    r"(?:[\s:.,-]{0,3}(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet|unter|mich|an|es"
+    r"|à|au|al|est|moi|é|le|号码|是|send|phone)){0,4}[\s:.,=?/#№：|-]{0,4}"
+    r"(\(?\d[\d \u00a0()./–-]{5,20}\d)(?![\w]|[.,]\d)",
+    re.IGNORECASE,
+)
+UNIT = re.compile(
+    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
+    r"|mln|млн|тыс|руб|usd|usdt|ton|toncoin|coins?|tokens?|nano\w*)(?!\w))",
+    re.I,
+)
+DATE = re.compile(r"\d{4}-\d\d-\d\d.*|\d\d?\.\d\d?\.\d{4}.*")
+# The least digits of a number with these first, where they are more than the usual ten.
+LONGER = re.compile(r"1[2-9]\d{9}|7[3-9]\d{9}|(?!1|7)\d{10,15}|(?:3[0-9]|4[0-9])\d{7,8}")
+
+
+def _phones(text: str) -> Spans:
+    for match in INTERNATIONAL.finditer(text):
+        digits = re.sub(r"\D", "", match[0]).removeprefix("00")
+        if LONGER.fullmatch(digits) and _is_dialled(text, match, digits):
+            yield *match.span(), digits
+    for match in NATIONAL.finditer(text):
+        if _is_dialled(text, match, digits := re.sub(r"\D", "", match[0])):
+            yield *match.span(), f"7{digits[1:]}" if digits[0] == "8" and len(digits) == 11 else digits
+    for match in PHONE_WORD.finditer(text):
+        digits = re.sub(r"\D", "", match[1])
+        is_amount = UNIT.match(text, match.end(1)) or digits.endswith("00000")
+        if 7 <= len(digits) <= 15 and not DATE.fullmatch(match[1]) and not is_amount:
+            yield *match.span(1), f"7{digits[1:]}" if digits[:2] == "89" and len(digits) == 11 else digits
+
+
+def _is_dialled(text: str, match: re.Match[str], digits: str) -> bool:
+    """Whether it is a number to call and no amount: those have units, and are round."""
+    return not (UNIT.match(text, match.end()) or digits.endswith("00000") or digits.count("0") > 7)
+
+
+IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-fA-F:]*\d)[0-9a-fA-F]{1,4}(?::{1,2}[0-9a-fA-F]{1,4}){2,7}(?:::)?(?![\w:])")
+VERSION = re.compile(r"(?:\bv|version|release|build|верси\w|update|firmware|==|@)[\s:=]{0,2}$", re.I)
+LOCAL = [ipaddress.ip_network(network) for network in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
+
+
+def _ips(text: str) -> Spans:
+    for match in (*IPV4.finditer(text), *IPV6.finditer(text)):
+        try:
+            address = ipaddress.ip_address(match[0])
+        except ValueError:
+            continue
+        own = address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local
+        own = own or any(address in network for network in LOCAL) or address.packed[0] in (0, 255)
+        if not own and not VERSION.search(text[max(0, match.start() - 12) : match.start()]):
+            yield *match.span(), str(address)
+
+
+USERNAME = re.compile(
+    r"(?<![\w/@.+-])@([A-Za-z][A-Za-z0-9_]{4,31})(?![\w@(/-]|\.\w)"
+    r"(?!\s{0,3}\n[ \t]{0,16}(?:@|(?:async|def|class|function|export|public|private|const)\s))"  # no decorator
+    r"|(?<![\w.-])(?:t(?:elegram)?\.me/|tg://resolve\?domain=)(?:s/)?"
+    r"((?:\+|joinchat/)?[A-Za-z0-9_-]{5,32})(?![\w/]*/(?:\w))"
+    r"|(?<!\w)(?:telegram|tg|телеграм\w?|тг|телега)\s?[:—–-]\s?@?([A-Za-z][A-Za-z0-9_]{4,31})(?![\w/.]\w)",
+    re.IGNORECASE,
+)
+NO_USERNAMES = frozenset(
+    re.findall(
+        r"\w+",
+        "property override dataclass staticmethod classmethod abstractmethod pytest fixture param params "
+        "return returns throws media import keyframes everyone channel supports decorator component injectable "
+        "deprecated author since version wallet charset include layer tailwind notice openzeppelin example ",
+    )
+)
+
+
+def _usernames(text: str) -> Spans:
+    """Of Telegram. A person's look as a channel's do: bots', published ones and links to a channel's posts stay."""
+    for match in USERNAME.finditer(text):
+        group = match.lastindex or 1
+        name = match[group].lower()
+        start = match.start(group) - (text[match.start(group) - 1] == "@")
+        if name not in NO_USERNAMES and not name.endswith("bot") and name not in ("share", "addstickers"):
+            yield start, match.end(group), name
+
+
+CAPITALISED = (
+    r"(?-i:[A-ZÀ-ÖØ-ÞĀĂĄĆĈĊČĎĐĒĖĘĚĜĞĢĪĮİĶĹĻĽŁŃŅŇŌŐŒŔŘŚŞŠŢŤŪŮŰŲŹŻŽА-ЯЁЄІЇҐ])(?:[^\W\d_]|['’-](?=[^\W\d_])){1,24}"
+)
+FULL_NAME = (
+    rf"{CAPITALISED}(?:[ ](?:(?:de|del|la|van|von|der|da|dos|di|bin|al)[ ]){{0,2}}{CAPITALISED}"
+    r"|[ ](?-i:[A-ZА-Я])\.){0,2}"
+)
+SAID_NAME = re.compile(
+    r"(?<!\w)(?:my (?:full |real |legal |first )?name(?:\s+is|['’]s)|i(?:['’]| a)m called"
+    r"|меня (?:зовут|звать)|мо[её] имя(?:\s+[—–-])?"
+    r"|мене звати|ich hei(?:ß|ss)e|mein name ist|je m['’]appelle|mon nom est|me llamo|mi nombre es|mi chiamo"
+    r"|(?:o )?meu nome é|eu me chamo|nazywam się|mam na imię|benim adım|(?:full )?name on (?:the )?(?:card|account):"
+    r"|(?:full|first|last|legal) name:|фио:)"
+    rf"[ ]({FULL_NAME})(?!\w)",
+    re.IGNORECASE,
+)
+SAID_NAME_LOWER = re.compile(r"(?<!\w)меня зовут (?!как|не |в |на )([а-яё]{3,15})(?=\s*(?:[,.!)\n]|и |$))", re.I)
+SIGNATURE = re.compile(
+    r"(?:(?<=\n)|^)[ \t]{0,4}(?:(?:best|kind|warm|many)?[ ]?(?:regards|wishes|greetings)|sincerely(?: yours)?"
+    r"|yours (?:sincerely|truly|faithfully)|cheers|thanks|thank you|many thanks|с уважением|спасибо"
+    r"|mit freundlichen grüßen|viele grüße|beste grüße|liebe grüße|lg|mfg|cordialement"
+    r"|bien à vous|saludos|un saludo|atentamente|cordiali saluti|atenciosamente|з повагою)[,!.]?"
+    rf"[ \t]{{0,3}}\n{{1,2}}[ \t—–-]{{0,4}}"
+    rf"(?:(?:Dr|Mrs?|Ms|Prof)\.?[ ])?({FULL_NAME})[ \t]{{0,3}}[.,]?[ \t]{{0,3}}(?=\n|$)"
+    rf"|(?:(?:best|kind) regards|с уважением|mit freundlichen grüßen|viele grüße|cordialement|atentamente)"
+    rf",?[ ]({FULL_NAME})(?=[ \t.]{{0,3}}(?:\n|$))",
+    re.IGNORECASE,
+)
+NO_NAMES = frozenset(re.findall(r"\w+", "not on in the required ton team support your here missing "))
+
+
+def _names(text: str) -> Spans:
+    for pattern in (SAID_NAME, SAID_NAME_LOWER, SIGNATURE):
+        for match in pattern.finditer(text):
+            group = match.lastindex or 1
+            name = match[group]
+            if not NO_NAMES & set(name.lower().split()):
+                yield *match.span(group), name.casefold()
+
+
+NAME_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+NAME_WORDS = 7  # of FULL_NAME, at most
+
+
+def _find_names(text: str, names: dict[str, str]) -> list[Finding]:
+    """Names that were said to be some before, wherever they stand now."""
+    words = list(NAME_WORD.finditer(text)) if names else []
+    found, end = [], 0
+    for place, word in enumerate(words):
+        for last in reversed(words[place : place + NAME_WORDS]):
+            written = text[word.start() : last.end()]
+            if word.start() >= end and len(written) > 2 and written in names:
+                end = last.end()
+                found.append(Finding(word.start(), end, "NAME", names[written]))
+                break
+    return found
+
+
+def _by_form(pattern: re.Pattern[str]) -> Callable[[str], Spans]:
+    return lambda text: ((*match.span(), match[0]) for match in pattern.finditer(text))
+
+
+RECOGNISERS: list[tuple[Kind, Callable[[str], Spans]]] = [
+    ("PRIVATE_KEY", _private_keys),
+    ("PRIVATE_KEY", _by_form(OTHER_PRIVATE_KEYS)),
+    ("SEED_PHRASE", _seed_phrases),
+    ("SEED_PHRASE", _cut_phrases),
+    ("JWT", _by_form(JWTS)),
+    ("API_KEY", _by_form(API_KEYS)),
+    ("WALLET", _ton_addresses),
+    ("TX_HASH", _base64_hashes),
+    ("WALLET", _addresses),
+    ("TX_HASH", _hashes),
+    ("WALLET", _checked_addresses),
+    ("WALLET", _joined_addresses),
+    ("WALLET", _hex_addresses),
+    ("WALLET", _cut_addresses),
+    ("API_KEY", _named_api_keys),
+    ("PASSWORD", _passwords),
+    ("EMAIL", _emails),
+    ("IBAN", _ibans),
+    ("CARD", _cards),
+    ("PHONE", _phones),
+    ("IP", _ips),
+    ("USERNAME", _usernames),
+    ("NAME", _names),
+]
