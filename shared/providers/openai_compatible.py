@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
 from operator import itemgetter
@@ -54,19 +55,49 @@ STATUSES = {
 TOO_LONG = re.compile(r"context|too (?:long|large)|maximum|tokens", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server by its key. Streams and errors are the SDK's; a whole answer is asked for past it.
+
+    When to ask again is ours to say, and that apart its `post` makes the same request, with copies of it for each try
+    and headers about the platform: with a fast model they take longer than the rest of the call.
+    """
+
+    http: httpx.AsyncClient
+    base_url: str
+    headers: Mapping[str, str] = field(repr=False)
+    sdk: AsyncOpenAI
+
+    @classmethod
+    def open(cls, http: httpx.AsyncClient, base_url: str, key: SecretStr) -> "Server":
+        secret = key.get_secret_value()
+        sdk = AsyncOpenAI(base_url=base_url, api_key=secret, http_client=http, max_retries=0)
+        return cls(http, base_url.rstrip("/"), {"authorization": f"Bearer {secret}"}, sdk)
+
+    async def post(self, path: str, body: Mapping[str, Any], timeout_seconds: float | None = None) -> Any:
+        """The answer's JSON. Raises httpx's errors, the SDK's for a status that is none of success, and `GARBAGE`."""
+        limit = httpx.USE_CLIENT_DEFAULT if timeout_seconds is None else timeout_seconds
+        response = await self.http.post(self.base_url + path, json=body, headers=self.headers, timeout=limit)
+        if response.is_success:
+            return response.json()
+        try:
+            told = response.json()
+        except (ValueError, RecursionError):
+            told = None
+        error = told.get("error", told) if isinstance(told, dict) else told
+        raise openai.APIStatusError(f"status {response.status_code}", response=response, body=error)
+
+
 def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> Chat:
     """Chat with one server."""
-    client = _client(http, base_url, key)
-    return Chat(partial(generate, client), partial(stream, client))
+    server = Server.open(http, base_url, key)
+    return Chat(partial(generate, server), partial(stream, server))
 
 
-async def generate(client: AsyncOpenAI, ask: Ask) -> Said:
-    """The whole answer. Neither it nor the request goes through the SDK's own types, which take half of its time."""
+async def generate(server: Server, ask: Ask) -> Said:
+    """The whole answer."""
     try:
-        asked = client.post(
-            "/chat/completions", cast_to=httpx.Response, body=_request(ask), options={"timeout": ask.timeout_seconds}
-        )
-        answer = (await asked).json()
+        answer = await server.post("/chat/completions", _request(ask), ask.timeout_seconds)
         if not answer.get("choices"):
             raise _error(answer)
         choice = answer["choices"][0]
@@ -76,11 +107,11 @@ async def generate(client: AsyncOpenAI, ask: Ask) -> Said:
         model = answer.get("model")
         named = model if isinstance(model, str) else None
         return Said(clean(text), finish == "length", read_usage(answer.get("usage")), named)
-    except (openai.OpenAIError, *GARBAGE) as error:
+    except (openai.OpenAIError, httpx.HTTPError, *GARBAGE) as error:
         raise _failed(error) from error
 
 
-async def stream(client: AsyncOpenAI, ask: Ask) -> AsyncGenerator[str | Usage, None]:
+async def stream(server: Server, ask: Ask) -> AsyncGenerator[str | Usage, None]:
     """The answer's pieces as they come, then its usage where the server reports it: of several the last counts.
 
     A stream that ends without a finish reason was cut off: it failed.
@@ -88,7 +119,7 @@ async def stream(client: AsyncOpenAI, ask: Ask) -> AsyncGenerator[str | Usage, N
     finish: str | None = None
     usage: Usage | None = None
     try:
-        async with await client.chat.completions.create(
+        async with await server.sdk.chat.completions.create(
             **_request(ask), timeout=ask.timeout_seconds, stream=True, stream_options={"include_usage": True}
         ) as chunks:
             async for chunk in chunks:
@@ -108,18 +139,17 @@ def embedder(
     http: httpx.AsyncClient, base_url: str, key: SecretStr
 ) -> Callable[[str, Sequence[str], Mapping[str, Any]], Awaitable[list[Any]]]:
     """`embed` for one server and key."""
-    return partial(embed, _client(http, base_url, key))
+    return partial(embed, Server.open(http, base_url, key))
 
 
-async def embed(client: AsyncOpenAI, model: str, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
+async def embed(server: Server, model: str, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
     """The texts' vectors in their order, as they came: nobody has looked at their numbers.
 
-    Raises the SDK's errors, and those of `GARBAGE`. The body is read past the SDK's own types, into which it
-    takes 6 ms to put a vector of 1536 numbers.
+    Raises what `Server.post` does. The SDK's own types would take 6 ms for a vector of 1536 numbers.
     """
     body = {"model": model, "input": list(texts), "encoding_format": "float", **options}
-    answer = await client.post("/embeddings", cast_to=httpx.Response, body=body)
-    entries = sorted(answer.json()["data"], key=itemgetter("index"))
+    answer = await server.post("/embeddings", body)
+    entries = sorted(answer["data"], key=itemgetter("index"))
     if [entry["index"] for entry in entries] != list(range(len(entries))):
         raise ValueError("nobody can tell whose vectors these are")
     return [entry["embedding"] for entry in entries]
@@ -153,11 +183,6 @@ def retry_after(response: httpx.Response) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(3600.0, max(0.0, seconds))
-
-
-def _client(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> AsyncOpenAI:
-    """A client of one server; when to ask again is ours to say, not the SDK's."""
-    return AsyncOpenAI(base_url=base_url, api_key=key.get_secret_value(), http_client=http, max_retries=0)
 
 
 def _request(ask: Ask) -> dict[str, Any]:
