@@ -99,7 +99,7 @@ async def host(clients: Clients, model_name: str, name: str, at: Host) -> Hosted
         raise Conflict(f"Version {name} has users: host another one.")
     if version.provider is None:
         raise InvalidRequest(f"Version {name} has no provider: deploy another one that has.")
-    release = Release(model_name, name, None, at.repository, at.revision)
+    release = Release(model_name, name, at.repository, at.revision)
     hosted = await hosting.host(clients.http, clients.settings, version.provider, release)
     if hosted.provider_model not in (None, version.provider_model):
         query = db.from_("model_metadata").update({"provider_model": hosted.provider_model}).eq("id", version.id)

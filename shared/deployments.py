@@ -8,7 +8,7 @@ runs out a minute after he was last heard of, and anybody goes on from there.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -36,7 +36,7 @@ from shared.registry import Name, Text, Version
 from shared.settings import Settings
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
-from shared.transfers import Destination
+from shared.transfers import Destination, Keep, Outcome
 from shared.uploads import Announced
 from shared.wire import Wire
 
@@ -249,8 +249,9 @@ async def delete(clients: Clients, db: AsyncPostgrestClient, model_name: str, na
 async def _remove_files(clients: Clients, folder: str) -> int:
     """Remove what is left of a version that is gone, the manifest first; gives how many files there were."""
     storage = _storage(clients)
-    await asyncio.to_thread(transfers.end_uploads, storage.destination(folder))
-    there = await asyncio.to_thread(uploads.there, storage.destination(folder))
+    destination = storage.destination(folder)
+    await asyncio.to_thread(transfers.end_uploads, destination)
+    there = await asyncio.to_thread(uploads.there, destination)
     await storage.remove([f"{folder}/{path}" for path in sorted(there, key=lambda path: path != artifacts.MANIFEST)])
     return len(there)
 
@@ -287,7 +288,7 @@ async def _bring(clients: Clients, model_id: int, stop_at: float, must_advance: 
         return True
     work = _Work.of(clients, row)
     try:
-        files = await asyncio.to_thread(work.verify if row["source"] == UPLOAD else work.transfer, lease.keep, stop_at)
+        files = await asyncio.to_thread(work.bring, lease.keep, stop_at)
         if files is None and must_advance and _bytes_done(lease.position) <= _bytes_done(work.position):
             if lease.position and row["source"] != UPLOAD:
                 await asyncio.to_thread(transfers.abandon, work.destination, lease.position)
@@ -406,7 +407,7 @@ class _Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a version's files are to be; both ways to have them block, and belong into a thread."""
+    """What a version's files are to be; to bring them blocks, and belongs into a thread."""
 
     source: str
     destination: Destination
@@ -431,11 +432,18 @@ class _Work:
             allow_private=settings.allow_private_sources,
         )
 
-    def transfer(self, keep: Callable[[Mapping[str, Any]], None], stop_at: float) -> tuple[StoredFile, ...] | None:
+    def bring(self, keep: Keep, stop_at: float) -> tuple[StoredFile, ...] | None:
+        """All files that are there; None where the time was too short for all."""
+        outcome = (self._verified if self.source == UPLOAD else self._transferred)(keep, stop_at)
+        if outcome.position is not None:
+            keep(outcome.position)
+            return None
+        return outcome.files
+
+    def _transferred(self, keep: Keep, stop_at: float) -> Outcome:
         s3 = transfers.client() if self.source.startswith("s3://") else None
-        found = sources.find(self.source, s3, self.hosts, self.allow_private)
-        outcome = transfers.transfer_all(
-            found,
+        return transfers.transfer_all(
+            sources.find(self.source, s3, self.hosts, self.allow_private),
             self.destination,
             rules=self.rules,
             expected={file.path: file.sha256 for file in self.files if file.sha256},
@@ -444,20 +452,12 @@ class _Work:
             keep=keep,
             sizes={file.path: file.size_bytes for file in self.files},
         )
-        if outcome.position is not None:
-            keep(outcome.position)
-            return None
-        return outcome.files
 
-    def verify(self, keep: Callable[[Mapping[str, Any]], None], stop_at: float) -> tuple[StoredFile, ...] | None:
+    def _verified(self, keep: Keep, stop_at: float) -> Outcome:
         files = [Announced(file.path, file.size_bytes or 0, (file.sha256 or "").lower()) for file in self.files]
-        outcome = uploads.verify(
+        return uploads.verify(
             self.destination, files, rules=self.rules, position=self.position, stop_at=stop_at, keep=keep
         )
-        if outcome.position is not None:
-            keep(outcome.position)
-            return None
-        return outcome.files
 
 
 def _columns(run: Deploy) -> dict[str, Any]:

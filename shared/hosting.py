@@ -46,14 +46,10 @@ HF_STATES: dict[str, tuple[Status, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version and where it is: served by the provider already, as `provider_model`, or on the Hugging Face Hub.
-
-    `revision` is a commit, a branch or a tag of the repository.
-    """
+    """A version and where it is on the Hugging Face Hub; `revision` is a commit, a branch or a tag there."""
 
     model_name: str
     version: str
-    provider_model: str | None = None
     repository: str | None = None
     revision: str | None = None
 
@@ -128,8 +124,6 @@ async def host(http: httpx.AsyncClient, settings: Settings, provider: str, relea
     Raises `InvalidRequest` for what the provider can't serve or refuses, `Misconfigured`, naming all settings that are
     missing, and `Unavailable`.
     """
-    if release.provider_model:
-        return Hosted("ready", "The provider serves it already.", release.provider_model)
     row = routing.known_providers(settings).get(provider)
     if provider not in HOSTS or row is None or row.hosting_url is None:
         raise InvalidRequest(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -98,14 +99,15 @@ class Outcome:
     position: dict[str, Any] | None
 
 
-class _OutOfTime(Exception):
+class OutOfTime(Exception):
     """A run ends; no failure."""
 
 
+@cache
 def client(
     endpoint_url: str | None = None, region: str | None = None, credentials: tuple[str, str] | None = None
 ) -> S3:
-    """A client for S3, or for a server that speaks its protocol; without credentials it is the process's own role.
+    """The process's client for S3, or for a server that speaks its protocol; without credentials it is its own role.
 
     For Supabase: `https://<ref>.storage.supabase.co/storage/v1/s3`, the project's region, an S3 access key. Such
     servers take a bucket's name in the path only, and don't know the checksums that boto3 has sent with every upload
@@ -167,7 +169,7 @@ def transfer_all(
             raise SourceChanged("The source's files have changed since their transfer began: start again.")
         with ThreadPoolExecutor(THREADS) as run.pool:
             run.all(sources)
-    except _OutOfTime:
+    except OutOfTime:
         return Outcome(run.at.files, run.at.wire())
     except GatewayError as error:
         if not error.retryable:
@@ -378,7 +380,7 @@ class _Run:
                     settle()
             while flight:
                 settle()
-        except _OutOfTime:  # what is under way will be there
+        except OutOfTime:  # what is under way will be there
             while flight:
                 settle()
             raise
@@ -475,7 +477,7 @@ class _Run:
 
     def _mind_the_time(self) -> None:
         if time.monotonic() >= self.stop_at:
-            raise _OutOfTime
+            raise OutOfTime
 
 
 def _content(remote: Remote) -> Content:

@@ -11,11 +11,7 @@ from shared.artifacts import Rules, StoredFile
 from shared.contents import Content
 from shared.errors import ArtifactRefused, SourceRefused
 from shared.sources import Remote
-from shared.transfers import KEEP_SECONDS, Destination, Outcome, Position
-
-
-class _OutOfTime(Exception):
-    """A run ends; no failure."""
+from shared.transfers import KEEP_SECONDS, Destination, Keep, Outcome, OutOfTime, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ def verify(
     rules: Rules,
     position: Mapping[str, Any] | None,
     stop_at: float,
-    keep: Callable[[Mapping[str, Any]], None],
+    keep: Keep,
 ) -> Outcome:
     """Read every file once, its header and its hash; at `stop_at` it ends and gives its position, which is of files.
 
@@ -55,7 +51,7 @@ def verify(
         nonlocal heard_at
         now = time.monotonic()
         if now >= stop_at:
-            raise _OutOfTime
+            raise OutOfTime
         if now - heard_at >= KEEP_SECONDS:
             keep(at.wire())
             heard_at = now
@@ -65,7 +61,7 @@ def verify(
             continue
         try:
             stored = _verified(found[file.path], file, rules, heard)
-        except _OutOfTime:
+        except OutOfTime:
             return Outcome(at.files, at.wire())
         except ArtifactRefused:
             destination.s3.delete_object(Bucket=destination.bucket, Key=destination.key(file.path))

@@ -290,14 +290,6 @@ async def test_two_versions_have_two_endpoints(settings: Settings, either: tuple
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("provider", ["groq", "huggingface", "runpod", "own"])
-async def test_what_a_provider_serves_already_is_taken_as_it_is(settings: Settings, provider: str) -> None:
-    told = await hosted(settings, provider, Release("a", "1", provider_model="acme/a"))
-
-    assert told == Hosted("ready", "The provider serves it already.", "acme/a")
-
-
-@pytest.mark.anyio
 async def test_a_provider_without_hosting_needs_a_model_that_it_serves(settings: Settings) -> None:
     told = await refused(settings, "groq")
 
