@@ -155,6 +155,8 @@ async def settle_job(clients: Clients, token: str, wire: str | None = None, job_
     if not said or not text or not model:
         await conversations.claim_turn(db, work.draft.turn, 0)
         return False
+    if route.version == model.name:
+        trace.facts["routed"] = route.version  # as `models` notes it where it asks
     spent = models.spent_on(model, work.draft.messages, said)
     draft = answering.checked(replace(work.draft, model=model.name, spent=spent), text)
     await answering.close(clients, draft, text, "complete", trace)

@@ -238,8 +238,12 @@ def test_a_worker_that_has_just_started_knows_the_served_version_a_job_is_of(
                 told = poll(ann, place.origin, conversation_id)
         finally:
             retire(database, name)
+        sent_to = database.execute(
+            "select routed_version from public.model_calls where conversation_id = %s", [conversation_id]
+        ).fetchall()
 
     assert (told["status"], told["model"]) == ("complete", f"{name}@1")
+    assert sent_to == [(f"{name}@1",)]
 
 
 def test_a_job_whose_time_is_over_is_cancelled_and_the_next_model_asked(stack: Stack, place: Place, ann: User) -> None:
