@@ -1,5 +1,6 @@
 """deploy-model: which versions have users, from the gate before it to a canary's end, and back."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -36,8 +37,13 @@ EXAMPLES = [
 class Tuned(Models):
     """Versions that answer as all stand-ins do, but those whose name begins with `bad`, which know nothing."""
 
+    arrived: set[str] = field(default_factory=set)
+
     async def complete(self, request: Request) -> Response:
         body = await request.json()
+        self.arrived.add(body["model"])
+        while body["model"] in self.held:  # noqa: ASYNC110  # the test's own thread lets it go
+            await asyncio.sleep(0.01)
         if not body["model"].startswith("bad"):
             return await Models.complete(self, request)
         self.asked.append(body)
@@ -131,12 +137,20 @@ def test_an_evaluation_counts_as_long_as_nothing_changes(registry: Registry, pro
     assert registry.actions("v2") == ["registered", "canary", "promoted"]
 
 
-def test_of_two_activations_at_once_one_wins(registry: Registry) -> None:
+def test_of_two_activations_at_once_one_wins(registry: Registry, provider: Tuned) -> None:
     registry.ready("v1", "v2", "v3")
     registry.activate("v1")
 
+    provider.arrived.clear()
+    provider.held |= {"v2", "v3"}
     with ThreadPoolExecutor(2) as threads:
-        answers = list(threads.map(registry.activate, ["v2", "v3"]))
+        asking = [threads.submit(registry.activate, version) for version in ("v2", "v3")]
+        for _ in range(1000):  # until both have seen v1, and are evaluated beside it
+            if provider.arrived >= {"v2", "v3"}:
+                break
+            time.sleep(0.01)
+        provider.held.clear()
+        answers = [each.result() for each in asking]
 
     assert sorted(answer.status_code for answer in answers) == [200, 409]
     [won] = [answer.json()["active"] for answer in answers if answer.status_code == 200]
