@@ -6,6 +6,7 @@ for, which is when the request is whole. And httpcore's own backend, anyio's, ta
 """
 
 import asyncio
+import select
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -78,10 +79,19 @@ class Connection(httpcore.AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        """Of a connection that rests, `is_readable` says that the other side has closed it."""
+        """Of a connection that rests, `is_readable` says that the other side has closed it.
+
+        The socket is asked itself: of what came while the process was frozen, as Lambda does between requests, the
+        loop hasn't heard yet.
+        """
         if info == "is_readable":
-            return self.reader.at_eof() or self.writer.is_closing()
+            return self.reader.at_eof() or self.writer.is_closing() or self._has_news()
         return self.writer.get_extra_info(NAMES.get(info, info))
+
+    def _has_news(self) -> bool:
+        news = select.poll()
+        news.register(self.writer.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(news.poll(0))
 
     def _send(self) -> None:
         if self.waiting:

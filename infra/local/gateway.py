@@ -29,6 +29,7 @@ from infra.local.storage_errors import StorageError, drained
 from shared import connections
 
 MEGABYTE = 1024 * 1024
+KEEP_ALIVE_SECONDS = 75  # as Kong's; a client that drops a connection of its own after a minute never meets the end
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 # lite answers a preflight for a table only, and lets no other origin read what Auth says.
@@ -70,6 +71,7 @@ def main() -> None:
         log_level="warning",
         server_header=False,  # with the date, what the upstreams send themselves
         date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,  # an open event stream would keep it up for ever
     )
 

@@ -1,7 +1,9 @@
 """The HTTP client's connections, as a server sees them."""
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,6 +84,37 @@ def test_no_cookie_is_kept_for_the_next_caller() -> None:
 
     assert len(sent) == 2
     assert not any(b"session" in head for head in sent)
+
+
+def test_a_connection_closed_while_the_process_was_frozen_is_not_used() -> None:
+    """As Lambda freezes it between requests: the loop, here held up, has heard nothing of the end."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    answered, closed = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            while not connection.recv(2**20).endswith(HEAD_END):
+                pass
+            connection.sendall(ANSWER)
+            answered.wait(10)
+            connection.close()
+            closed.set()
+
+    async def ask_twice() -> list[str]:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        async with httpx.AsyncClient(trust_env=False) as http:
+            connections.tuned(http)
+            first = (await http.get(address)).text
+            answered.set()
+            closed.wait(10)
+            return [first, (await http.get(address)).text]
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    with listening:
+        assert asyncio.run(ask_twice()) == ["ok", "ok"]
+        server.join(10)
 
 
 def test_a_long_body_comes_whole_in_the_end() -> None:
