@@ -19,7 +19,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -66,6 +66,12 @@ class Redactor:
     last: Counter[Kind] = field(default_factory=Counter)
     taken: set[tuple[Kind, int]] = field(default_factory=set)  # by placeholders that texts came with
     names: dict[str, str] = field(default_factory=dict)  # as written, and whose it is
+
+    def redact_all(self, texts: Sequence[str]) -> list[str]:
+        """One conversation's texts, the oldest first; a name that a later one tells is found in all."""
+        self.taken |= {(kind, int(number)) for text in texts for kind, number in PLACEHOLDER.findall(text)}
+        clean = [self.redact(text) for text in texts]
+        return [self.redact(text) for text in clean] if self.names else clean
 
     def redact(self, text: str) -> str:
         """The text with placeholders; redacting it again changes nothing."""
