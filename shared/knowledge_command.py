@@ -1,66 +1,28 @@
 """The command line of the knowledge: python -m shared.knowledge. With the secret key, as the project's owner."""
 
 import argparse
-import asyncio
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from postgrest import AsyncPostgrestClient
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared import database, knowledge, knowledge_files, re_embedding, settings
-from shared.clients import Clients
+from shared import knowledge, knowledge_files, re_embedding, terminal
 from shared.embeddings import Embedder
-from shared.errors import GatewayError, InvalidRequest, NotFound
+from shared.errors import InvalidRequest, NotFound
 from shared.knowledge import Outcome, StoredDocument
 from shared.knowledge_files import Entry
 from shared.models import Deadline
+from shared.terminal import Arguments, Owner, command, complain
 
 BATCH = 100  # documents of one call, after which the progress shows
 PAGE = 500
 PATIENCE_SECONDS = 3600.0  # of one batch
 
-Arguments = argparse.Namespace
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whoever holds the secret key, at a terminal."""
-
-    clients: Clients
-    db: AsyncPostgrestClient
-    console: Console
-
-    def progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-
-
-Command = Callable[[Owner, Arguments], Awaitable[int]]
-
 
 def main() -> int:
     """Run the command that the arguments name; 1 if something failed."""
-    arguments = _parser().parse_args()
-    try:
-        return asyncio.run(_run(arguments.command, arguments))
-    except GatewayError as error:
-        _complain(error.message)
-        return 1
-    except KeyboardInterrupt:
-        _complain("Broken off; the same command goes on from there.")
-        return 130
-
-
-async def _run(command: Command, arguments: Arguments) -> int:
-    clients = Clients.open(settings.load())
-    db = database.as_gateway(clients.http, clients.settings)
-    async with clients.http:
-        return await command(Owner(clients, db, Console(highlight=False, soft_wrap=True)), arguments)
+    return terminal.main(_parser())
 
 
 async def _load(owner: Owner, arguments: Arguments) -> int:
@@ -78,9 +40,9 @@ async def _load(owner: Owner, arguments: Arguments) -> int:
     ]
     owner.console.print(_summary(outcomes, len(entries), len(failures)))
     for place, error in failures:
-        _complain(f"{place}: {error}")
+        complain(f"{place}: {error}")
     if arguments.prune and failures:
-        _complain("Nothing is pruned while documents fail.")
+        complain("Nothing is pruned while documents fail.")
     elif arguments.prune:
         await _prune(owner, arguments.paths, {outcome.id for outcome in outcomes})
     return 1 if failures else 0
@@ -143,7 +105,7 @@ async def _delete(owner: Owner, arguments: Arguments) -> int:
             await knowledge.delete(owner.db, id)
         except NotFound:
             absent += 1
-            _complain(f"{id}: there is no such document.")
+            complain(f"{id}: there is no such document.")
     owner.console.print(f"Deleted: {len(arguments.ids) - absent} documents.")
     return 1 if absent else 0
 
@@ -195,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    load = _command(commands, "load", _load, "put files; what is there already is not embedded anew")
+    load = command(commands, "load", _load, "put files; what is there already is not embedded anew")
     kinds = "*.md, *.markdown, *.txt, *.json and *.jsonl, whose every line is a document"
     load.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=f"{kinds}; or folders of them, less READMEs")
     load.add_argument("--category", help="of all the documents, whatever they say")
@@ -204,26 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     prune = "delete documents whose files or lines are gone, but for lines with an id of their own"
     load.add_argument("--prune", action="store_true", help=prune)
 
-    _command(commands, "list", _list, "print the documents: id, passages, time, token, title")
-    delete = _command(commands, "delete", _delete, "delete documents and their passages")
+    command(commands, "list", _list, "print the documents: id, passages, time, token, title")
+    delete = command(commands, "delete", _delete, "delete documents and their passages")
     delete.add_argument("ids", nargs="+", metavar="ID", help="as list prints them")
 
-    re_embed = _command(commands, "re-embed", _re_embed, "embed all passages by another model beside the one in use")
+    re_embed = command(commands, "re-embed", _re_embed, "embed all passages by another model beside the one in use")
     re_embed.add_argument("--model", metavar="NAME", help="as EMBEDDING_MODEL, which it is by default")
-    switch = _command(commands, "switch", _switch, "make a model the one in use")
+    switch = command(commands, "switch", _switch, "make a model the one in use")
     switch.add_argument("model", metavar="MODEL", help="whose passages re-embed has made")
-    drop = _command(commands, "drop", _drop, "delete the vectors of a model that is no more in use")
+    drop = command(commands, "drop", _drop, "delete the vectors of a model that is no more in use")
     drop.add_argument("model", metavar="MODEL")
     return parser
-
-
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: Command, does: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _complain(message: str) -> None:
-    print(message, file=sys.stderr)

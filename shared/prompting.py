@@ -1,5 +1,6 @@
 """What the model is told: pure functions from a question and its context to messages."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -217,6 +218,12 @@ def _plainly(amount: float | str) -> str:
         return f"{Decimal(str(amount)).normalize():f}"
     except InvalidOperation:
         return str(amount)
+
+
+@cache
+def version(name: str) -> str:
+    """What a prompt says, in twelve digits; another with each change."""
+    return hashlib.sha256(_system(name).encode()).hexdigest()[:12]
 
 
 @cache

@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     training_bucket: str | None = None
     # An SQS queue of deploy-model's own, for what takes longer than a request.
     deployment_queue_url: str | None = None
+    # And one of export-training-data's.
+    export_queue_url: str | None = None
 
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)

@@ -103,6 +103,10 @@ class OutOfTime(Exception):
     """A run ends; no failure."""
 
 
+class UploadGone(StorageUnavailable):
+    """Storage knows nothing of an upload in parts: it was completed, ended, or has expired."""
+
+
 @cache
 def client(
     endpoint_url: str | None = None, region: str | None = None, credentials: tuple[str, str] | None = None
@@ -181,7 +185,7 @@ def transfer_all(
 def abandon(destination: Destination, position: Mapping[str, Any]) -> None:
     """Remove what has been stored up to the position, with the parts of the file that is under way."""
     at = Position.of(position)
-    with _storage_errors(destination):
+    with storage_errors(destination):
         if at.upload:
             _abort(destination, destination.key(at.upload.path), at.upload.upload_id)
         for file in at.files:
@@ -191,21 +195,85 @@ def abandon(destination: Destination, position: Mapping[str, Any]) -> None:
 def end_uploads(destination: Destination) -> None:
     """Remove the parts of all files that are under way to the folder."""
     to = destination
-    with _storage_errors(to):
+    with storage_errors(to):
         for page in to.s3.get_paginator("list_multipart_uploads").paginate(Bucket=to.bucket, Prefix=to.key("")):
             for left in page.get("Uploads", []):
                 _abort(to, left["Key"], left["UploadId"])
 
 
+def begin_upload(destination: Destination, path: str, content_type: str) -> str:
+    """Begin to send a file in parts; gives the upload's id."""
+    to = destination
+    with storage_errors(to):
+        begun = to.s3.create_multipart_upload(Bucket=to.bucket, Key=to.key(path), ContentType=content_type)
+    return str(begun["UploadId"])
+
+
+def put_part(destination: Destination, path: str, upload_id: str, number: int, data: bytes) -> str:
+    """Send one part; gives its tag. Raises `UploadGone`."""
+    to = destination
+    with storage_errors(to):
+        answer = to.s3.upload_part(Bucket=to.bucket, Key=to.key(path), UploadId=upload_id, PartNumber=number, Body=data)
+    return str(answer["ETag"])
+
+
+def complete(destination: Destination, path: str, upload_id: str, etags: Sequence[str], size: int) -> None:
+    """Make the parts a file. Raises `UploadGone`."""
+    to, key = destination, destination.key(path)
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    with storage_errors(to):
+        try:
+            to.s3.complete_multipart_upload(
+                Bucket=to.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+            )
+        except ClientError as error:
+            # The answer to a first try was lost: the second finds the upload completed.
+            if _code(error) != "NoSuchUpload" or size_of(to, path) != size:
+                raise
+
+
+def put(destination: Destination, path: str, data: bytes, content_type: str) -> None:
+    """Store a small file."""
+    to = destination
+    with storage_errors(to):
+        to.s3.put_object(Bucket=to.bucket, Key=to.key(path), Body=data, ContentType=content_type)
+
+
+def size_of(destination: Destination, path: str) -> int | None:
+    """The file's bytes; None where it isn't there."""
+    to = destination
+    with storage_errors(to):
+        try:
+            return int(to.s3.head_object(Bucket=to.bucket, Key=to.key(path))["ContentLength"])
+        except ClientError as error:
+            if _code(error) not in ("404", "NoSuchKey", "NotFound"):
+                raise
+            return None
+
+
+def hash_of(destination: Destination, path: str) -> str:
+    """The file's SHA-256, for which it is read."""
+    to, digest = destination, hashlib.sha256()
+    with storage_errors(to):
+        for chunk in to.s3.get_object(Bucket=to.bucket, Key=to.key(path))["Body"].iter_chunks(MIB):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_all(destination: Destination, first: str) -> None:
+    """Remove a folder's files, that one before the others, and what is under way to it."""
+    end_uploads(destination)
+    to = destination
+    with storage_errors(to):
+        pages = to.s3.get_paginator("list_objects_v2").paginate(Bucket=to.bucket, Prefix=to.key(""))
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        for key in sorted(keys, key=lambda key: key != to.key(first)):
+            to.s3.delete_object(Bucket=to.bucket, Key=key)
+
+
 def write_manifest(destination: Destination, manifest: artifacts.Manifest) -> None:
     """The last file of a version: where it is, all others are."""
-    with _storage_errors(destination):
-        destination.s3.put_object(
-            Bucket=destination.bucket,
-            Key=destination.key(artifacts.MANIFEST),
-            Body=manifest.body,
-            ContentType=TYPES["json"],
-        )
+    put(destination, artifacts.MANIFEST, manifest.body, TYPES["json"])
 
 
 def _clean_up(destination: Destination, position: Mapping[str, Any]) -> None:
@@ -348,9 +416,7 @@ class _Run:
         data = content.read(0, facts.size)
         sha256 = hashlib.sha256(data).hexdigest()
         self._check_hash(facts.path, sha256)
-        to = self.destination
-        with _storage_errors(to):
-            to.s3.put_object(Bucket=to.bucket, Key=to.key(facts.path), Body=data, ContentType=_type(facts))
+        put(self.destination, facts.path, data, _type(facts))
         return sha256
 
     def _put_parts(self, content: Content, facts: FileFacts) -> str:
@@ -387,31 +453,25 @@ class _Run:
         finally:  # no part arrives after the upload has been given up
             wait([future for future in flight if not future.cancel()])
         self._check_hash(facts.path, digest.hexdigest())
-        self._complete(upload, facts, etags)
+        complete(self.destination, facts.path, upload.upload_id, etags, facts.size)
         return digest.hexdigest()
 
     def _put_part(self, upload: Upload, number: int, data: bytes, there: str | None) -> str:
         if there:
             return there
-        to = self.destination
-        with _storage_errors(to):
-            answer = to.s3.upload_part(
-                Bucket=to.bucket, Key=to.key(upload.path), UploadId=upload.upload_id, PartNumber=number, Body=data
-            )
-        return str(answer["ETag"])
+        return put_part(self.destination, upload.path, upload.upload_id, number, data)
 
     def _begun(self, facts: FileFacts) -> tuple[Upload, dict[int, str]]:
         """The file's upload, and which parts of it are there: taken up again, unless the server has lost it."""
         if (upload := self.at.upload) and (there := self._listed(upload, facts.size)) is not None:
             return upload, there
         to, key = self.destination, self.destination.key(facts.path)
-        with _storage_errors(to):
+        with storage_errors(to):
             # One may be left from a process that ended before it could keep its position.
             for left in to.s3.list_multipart_uploads(Bucket=to.bucket, Prefix=key).get("Uploads", []):
                 if left["Key"] == key:
                     _abort(to, key, left["UploadId"])
-            begun = to.s3.create_multipart_upload(Bucket=to.bucket, Key=key, ContentType=_type(facts))
-        upload = Upload(facts.path, begun["UploadId"], part_bytes(facts.size))
+        upload = Upload(facts.path, begin_upload(to, facts.path, _type(facts)), part_bytes(facts.size))
         self.at = replace(self.at, upload=upload)
         self._keep(0, now=True)
         return upload, {}
@@ -425,7 +485,7 @@ class _Run:
         pages = to.s3.get_paginator("list_parts").paginate(
             Bucket=to.bucket, Key=to.key(upload.path), UploadId=upload.upload_id
         )
-        with _storage_errors(to):
+        with storage_errors(to):
             try:
                 for page in pages:
                     for part in page.get("Parts", []):
@@ -437,19 +497,6 @@ class _Run:
                     raise
                 return None
         return found
-
-    def _complete(self, upload: Upload, facts: FileFacts, etags: list[str]) -> None:
-        to, key = self.destination, self.destination.key(facts.path)
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
-        with _storage_errors(to):
-            try:
-                to.s3.complete_multipart_upload(
-                    Bucket=to.bucket, Key=key, UploadId=upload.upload_id, MultipartUpload={"Parts": parts}
-                )
-            except ClientError as error:
-                # The answer to a first try was lost: the second finds the upload completed.
-                if _code(error) != "NoSuchUpload" or _size(to, key) != facts.size:
-                    raise
 
     def _stored(self, path: str) -> StoredFile | None:
         return next((file for file in self.at.files if file.path == path), None)
@@ -503,21 +550,19 @@ def _abort(destination: Destination, key: str, upload_id: str) -> None:
             raise
 
 
-def _size(destination: Destination, key: str) -> int:
-    return int(destination.s3.head_object(Bucket=destination.bucket, Key=key)["ContentLength"])
-
-
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager
-def _storage_errors(destination: Destination) -> Iterator[None]:
+def storage_errors(destination: Destination) -> Iterator[None]:
     """Storage's errors as ours, in one place."""
     try:
         yield
     except ClientError as error:
         code = _code(error)
+        if code == "NoSuchUpload":
+            raise UploadGone("Storage has lost an upload in parts: try again.") from error
         if code in ("EntityTooLarge", "413"):
             raise ArtifactRefused(
                 f"The bucket {destination.bucket} takes no file so large: raise its limit."

@@ -19,6 +19,7 @@ PRELOADED = (
     "functions.ai_finance.handler",
     "functions.ai_with_rag.handler",
     "functions.deploy_model.handler",
+    "functions.export_training_data.handler",
     "infra.local.functions",
     "infra.local.queue_worker",
     "uvicorn.loops.uvloop",

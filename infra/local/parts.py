@@ -21,10 +21,14 @@ from infra.local.ports import url
 from shared.embeddings import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("chat", "embeddings", "aws", "postgres", "functions", "lite", "gateway", "worker", "deployments")
+NAMES = ("chat", "embeddings", "aws", "postgres", "functions", "lite", "gateway", "worker", "deployments", "exports")
 LITE_CLI = ROOT / "node_modules/@supabase/lite/dist/cli/index.js"
 MODULE = (sys.executable, "-m")
-QUEUES = {"ai-finance": "QUEUE_URL", "deploy-model": "DEPLOYMENT_QUEUE_URL"}
+QUEUES = {
+    "ai-finance": "QUEUE_URL",
+    "deploy-model": "DEPLOYMENT_QUEUE_URL",
+    "export-training-data": "EXPORT_QUEUE_URL",
+}
 ACCOUNT = "123456789012"
 TRAINING_BUCKET = "training"
 REGION = "us-east-1"

@@ -32,6 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FOREIGN = (
     "AWS_",
     "DEPLOYMENT_QUEUE_URL",
+    "EXPORT_QUEUE_URL",
     "LITE_",
     "PG",
     "QUEUE_URL",
@@ -192,6 +193,7 @@ class Stack:
         yield parts.gateway(at["gateway"], at["lite"], at["functions"], at["aws"], database_url, keys)
         yield parts.worker("ai-finance", self.environment, reload=self._reload)
         yield parts.worker("deploy-model", self.environment, reload=self._reload, name="deployments")
+        yield parts.worker("export-training-data", self.environment, reload=self._reload, name="exports")
 
     def _chosen(self, among: Iterator[Part]) -> list[Part]:
         return [part for part in among if part.name in self._only]

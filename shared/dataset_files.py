@@ -1,0 +1,199 @@
+"""An export's files in Storage: written while their rows are read, in parts, and gone on with where a killed run was.
+
+Rows come in numbered batches, the same ones whenever they are asked for. A file knows how many batches are whole in
+what Storage has of it; a run that begins again passes over these, and the rest of a file is at most `FLUSH_BYTES` and
+one batch. S3 takes parts from 5 MiB on, the last one aside.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shared import transfers
+from shared.prompting import count_tokens
+from shared.training_formats import FORMATS, Name, Row, Split, encode, note
+from shared.transfers import Destination, UploadGone
+
+FLUSH_BYTES = 8 * 1024 * 1024
+SPLITS: tuple[Split, ...] = ("train", "validation")
+NOTES = "application/jsonl"
+
+
+@dataclass(slots=True)
+class Part:
+    """What Storage has of a file: its upload in parts, and how many rows, bytes and batches are in these."""
+
+    upload_id: str | None = None
+    etags: list[str] = field(default_factory=list)
+    batches: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class File:
+    """One file that grows: `stored` of it is in Storage, `buffer` not yet."""
+
+    destination: Destination
+    path: str
+    content_type: str
+    stored: Part
+    rows: int = 0
+    size_bytes: int = 0
+    tokens: int = 0
+    buffer: bytearray = field(default_factory=bytearray)
+    digest: Any = None
+
+    @classmethod
+    def begun(cls, destination: Destination, path: str, content_type: str, kept: Mapping[str, Any] | None) -> "File":
+        stored = Part(**kept) if kept else Part()
+        digest = None if stored.etags else hashlib.sha256()  # of a file that was begun by another run: read afterwards
+        return cls(
+            destination, path, content_type, stored, stored.rows, stored.size_bytes, stored.tokens, digest=digest
+        )
+
+    def add(self, data: bytes) -> None:
+        self.buffer += data
+        self.size_bytes += len(data)
+
+    def flush(self, batches: int) -> None:
+        """Send what waits, which ends with the last row of the batch before `batches`. Raises `UploadGone`."""
+        if self.stored.upload_id is None:
+            self.stored.upload_id = transfers.begin_upload(self.destination, self.path, self.content_type)
+        number, data = len(self.stored.etags) + 1, bytes(self.buffer)
+        etag = transfers.put_part(self.destination, self.path, self.stored.upload_id, number, data)
+        self.hash(data)
+        self.buffer.clear()
+        self.stored = Part(
+            self.stored.upload_id, [*self.stored.etags, etag], batches, self.rows, self.size_bytes, self.tokens
+        )
+
+    def finish(self) -> str:
+        """Store the file whole; gives its hash, for which a file of several runs is read once more."""
+        if self.stored.upload_id is None:
+            data = bytes(self.buffer)
+            self.hash(data)
+            transfers.put(self.destination, self.path, data, self.content_type)
+            return str(self.digest.hexdigest())
+        try:
+            if self.buffer:
+                self.flush(self.stored.batches)
+            transfers.complete(self.destination, self.path, self.stored.upload_id, self.stored.etags, self.size_bytes)
+        except UploadGone:  # completed by a run that couldn't say so any more
+            if transfers.size_of(self.destination, self.path) != self.size_bytes:
+                raise
+            self.digest = None
+        return str(self.digest.hexdigest()) if self.digest else transfers.hash_of(self.destination, self.path)
+
+    def hash(self, data: bytes) -> None:
+        if self.digest:
+            self.digest.update(data)
+
+
+@dataclass(slots=True)
+class Pair:
+    """A format's rows of one split, and the sidecar whose line n tells of row n."""
+
+    name: Name
+    split: Split
+    data: File
+    notes: File
+
+    def add(self, row: Row, batch: int) -> None:
+        line = encode(self.name, row)
+        if line is None:
+            return
+        form = FORMATS[self.name]
+        if self.data.stored.batches <= batch:
+            self.data.add((form.separator if self.data.rows else form.opening) + line)
+            self.data.rows += 1
+            self.data.tokens += count_tokens(row.question) + count_tokens(row.answer)
+        if self.notes.stored.batches <= batch:
+            self.notes.rows += 1
+            self.notes.add(note(self.notes.rows, row, line))
+
+
+class Torn(Exception):
+    """What runs before have stored doesn't fit what there is now: all files are to be written anew."""
+
+
+class Dataset:
+    """All files of an export; what blocks in here belongs into a thread."""
+
+    def __init__(self, destination: Destination, names: Iterable[Name], kept: Mapping[str, Any] | None) -> None:
+        files = (kept or {}).get("files", {})
+
+        def begun(path: str, content_type: str) -> File:
+            return File.begun(destination, path, content_type, files.get(path))
+
+        self.destination = destination
+        self.pairs = {split: [_pair(name, split, begun) for name in names] for split in SPLITS}
+
+    @property
+    def batches(self) -> int:
+        """How many batches are whole in Storage, in each file."""
+        return min(file.stored.batches for file in self._files())
+
+    def add(self, rows: Iterable[Row], batch: int) -> None:
+        """The rows of a batch, each to the files of its split."""
+        for row in rows:
+            for pair in self.pairs[row.split or "train"]:
+                pair.add(row, batch)
+
+    def flush(self, batches: int) -> bool:
+        """Send what is long enough; whether anything was. Raises `Torn`."""
+        full = [file for file in self._files() if len(file.buffer) >= FLUSH_BYTES]
+        try:
+            for file in full:
+                file.flush(batches)
+        except UploadGone as error:
+            raise Torn from error
+        return bool(full)
+
+    def progress(self) -> dict[str, Any]:
+        """How far the files are, as JSON that the caller keeps."""
+        return {"files": {file.path: asdict(file.stored) for file in self._files() if file.stored.upload_id}}
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Store all files that have rows; gives what the manifest says of each.
+
+        Raises `Torn` where rows were deleted between two runs, so that a file and its sidecar differ, and where
+        Storage has lost what it had.
+        """
+        pairs = [pair for split in SPLITS for pair in self.pairs[split] if pair.data.rows]
+        if any(pair.data.rows != pair.notes.rows for pair in pairs):
+            raise Torn
+        try:
+            return [_finished(pair) for pair in pairs]
+        except UploadGone as error:
+            raise Torn from error
+
+    def abandon(self) -> None:
+        """End the uploads that are under way."""
+        transfers.end_uploads(self.destination)
+
+    def _files(self) -> list[File]:
+        return [file for pairs in self.pairs.values() for pair in pairs for file in (pair.data, pair.notes)]
+
+
+def _pair(name: Name, split: Split, begun: Any) -> Pair:
+    form = FORMATS[name]
+    path = f"{name}.{split}"
+    return Pair(name, split, begun(f"{path}.{form.suffix}", form.content_type), begun(f"{path}.rows.jsonl", NOTES))
+
+
+def _finished(pair: Pair) -> dict[str, Any]:
+    pair.data.add(FORMATS[pair.name].end)
+    return {
+        "path": pair.data.path,
+        "format": pair.name,
+        "split": pair.split,
+        "rows": pair.data.rows,
+        "sizeBytes": pair.data.size_bytes,
+        "tokens": pair.data.tokens,
+        "sha256": pair.data.finish(),
+        "sidecar": pair.notes.path,
+        "sidecarSha256": pair.notes.finish(),
+    }
