@@ -41,7 +41,6 @@ from shared.wire import Wire
 FOLDER = "datasets"
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-SHARD_ROWS = 250_000  # beyond so many conversations several workers collect
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10
 SELECT_SECONDS = 300
@@ -167,7 +166,7 @@ async def begin(clients: Clients, export: Export, actor: str, deadline: Deadline
     told = await _call(
         clients,
         "begin_export",
-        {"options": _options(export), "rules": RULES, "actor": actor, "shard_rows": SHARD_ROWS},
+        {"options": _options(export), "rules": RULES, "actor": actor, "shard_rows": clients.settings.export_shard_rows},
         CALL_SECONDS,
     )
     if clients.settings.export_queue_url and (in_background or told["shards"] > 1):

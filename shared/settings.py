@@ -138,8 +138,9 @@ class Settings(BaseSettings):
     training_bucket: str | None = None
     # An SQS queue of deploy-model's own, for what takes longer than a request.
     deployment_queue_url: str | None = None
-    # And one of export-training-data's.
+    # And one of export-training-data's. Beyond so many conversations several of its workers collect them.
     export_queue_url: str | None = None
+    export_shard_rows: int = Field(250_000, ge=1000)
 
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)
