@@ -6,7 +6,7 @@ PROJECT := functions shared infra tests
 ROWS := 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy check reset lock
+.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export check reset lock
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
 test: $(INSTALLED) ## every test, in three processes with a stack each
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
-bench: bench-retrieval bench-gateway bench-deploy ## every benchmark table, beside the rivals in the same run
+bench: bench-retrieval bench-gateway bench-deploy bench-export ## every benchmark table, beside the rivals in the same run
 
 bench-retrieval: $(INSTALLED) ## how much is found, and how fast among 100,000 rows (ROWS=1000000: hours)
 	@$(PYTHON) -m tests.benchmarks.retrieval --rows $(ROWS)
@@ -32,6 +32,9 @@ bench-gateway: $(INSTALLED) ## what the gateway adds to the model's own time, be
 
 bench-deploy: $(INSTALLED) ## a model's file from S3 into Storage, beside boto3's upload and the guide's, and one that is killed
 	@$(PYTHON) -m tests.benchmarks.deploy
+
+bench-export: $(INSTALLED) ## a million liked conversations into a training file, beside the guide's code made complete
+	@$(PYTHON) -m tests.benchmarks.export
 
 check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
 	$(PYTHON) -m ruff check
