@@ -96,10 +96,13 @@ def copy(_: int | None) -> dict[str, Any]:
     """The same columns straight from PostgreSQL, which a function on a hosted project doesn't reach."""
     query = "copy (select message, response from conversations where feedback = 1) to stdout"
     rows = 0
-    with psycopg.connect(os.environ["DATABASE_URL"]) as connection, connection.cursor() as cursor:
-        with cursor.copy(query) as copied:
-            for data in copied:
-                rows += bytes(data).count(b"\n")
+    with (
+        psycopg.connect(os.environ["DATABASE_URL"]) as connection,
+        connection.cursor() as cursor,
+        cursor.copy(query) as copied,
+    ):
+        for data in copied:
+            rows += bytes(data).count(b"\n")
     _count()
     return {"rows": rows}
 
