@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shared import database, settings
 from shared.clients import Clients
 from shared.errors import GatewayError
+from shared.telemetry import logger
 
 Arguments = argparse.Namespace
 
@@ -36,6 +37,7 @@ Command = Callable[[Owner, Arguments], Awaitable[int]]
 def main(parser: argparse.ArgumentParser) -> int:
     """Run the command that the arguments name; 1 if something failed."""
     arguments = parser.parse_args()
+    logger.setLevel("ERROR")  # what is told of on the way is the functions'
     try:
         return asyncio.run(_run(arguments.command, arguments))
     except GatewayError as error:

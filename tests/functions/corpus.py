@@ -58,7 +58,7 @@ class Corpus:
         self.sql(
             """
             with owners as (
-                insert into users (training_consent) select true from generate_series(1, %s) returning user_id
+                insert into users (training_consent) select true from generate_series(1, %s::int) returning user_id
             ), numbered as (select user_id, row_number() over () - 1 as place from owners)
             insert into conversations
                 (user_id, thread_id, message, response, status, context_used, model_version, feedback)
@@ -66,7 +66,7 @@ class Corpus:
                 user_id, gen_random_uuid(), 'Question ' || md5(n::text) || '?',
                 'The answer is ' || md5((n * 7)::text) || ' and ' || md5((n * 11)::text) || ' for ' || n || ' reasons.',
                 'complete', '[{"id": 1, "similarity": 0.9, "content_hash": "00"}]', %s, 1
-            from generate_series(%s, %s) as n join numbered on place = n %% %s
+            from generate_series(%s::int, %s::int) as n join numbered on place = n %% %s::int
             """,
             users, self.model, start + 1, start + count, users,
         )  # fmt: skip
@@ -126,10 +126,14 @@ class Corpus:
             assert report.rows == file["rows"]
             yield file["path"], [code for code in report.counts if code != "too_few_examples"]
 
+    def clear(self) -> None:
+        """Delete the model's conversations: votes on equal answers count together, whoever's test they are of."""
+        self.sql("delete from conversations where model_version = %s", self.model)
+
     def forget_lease(self, export_id: int) -> None:
         """As if the minute of a worker that is dead were over."""
         self.sql("update private.export_shards set expires_at = now() where export_id = %s", export_id)
-        self.sql("update training_exports set expires_at = now() where id = %s", export_id)
+        self.sql("update private.export_workers set expires_at = now() where export_id = %s", export_id)
 
 
 def _rows(files: dict[str, bytes], name: str) -> list[Any]:

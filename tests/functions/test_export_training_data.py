@@ -26,8 +26,10 @@ TON = "EQCtLtZ6bB1T5tYgPzLgKq6eqxRk3xkq2Jx0dRrFZB3h6rPB"
 
 
 @pytest.fixture
-def corpus(stack: Stack) -> Corpus:
-    return Corpus(stack, stack.url)
+def corpus(stack: Stack) -> Iterator[Corpus]:
+    own = Corpus(stack, stack.url)
+    yield own
+    own.clear()
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_every_format_is_as_its_target_wants_it(corpus: Corpus) -> None:
     pairs = corpus.rows(export, "openai_dpo")
     assert [pair["preferred_output"][0]["content"] for pair in pairs] == [SLIPPAGE]
     assert pairs[0]["non_preferred_output"][0]["content"].startswith("Slippage is a fee")
-    chats = [row["messages"] for row in corpus.rows(export, "together") if len(row["messages"]) == 3]
+    chats = [row["messages"] for row in corpus.rows(export, "together") if len(row["messages"]) == 4]
     assert [message["content"] for message in chats[0]][::2] == ["What is a jetton?", "And who keeps it?"]
 
 
@@ -349,6 +351,7 @@ def test_shards_by_several_workers_make_the_same_files(corpus: Corpus, stack: St
 
     with stack.functions(EXPORT_SHARD_ROWS="2000") as corpus.origin:
         export = corpus.export(validationShare=0.1)
+    corpus.origin = stack.url
 
     [[shards]] = corpus.sql("select count(*) from private.export_shards where export_id = %s", export["exportId"])
     assert shards >= 5
