@@ -72,8 +72,6 @@ class Redactor:
 
     def redact_all(self, texts: Sequence[str]) -> list[str]:
         """One conversation's texts, the oldest first; a name that a later one tells is found in all."""
-        if not self.is_thorough and not suspects(_shown("\0".join(texts))[0]):
-            return list(texts)
         self.taken |= {(kind, int(number)) for text in texts for kind, number in PLACEHOLDER.findall(text)}
         clean = [self.redact(text) for text in texts]
         return [self.redact(text) for text in clean] if self.names else clean
@@ -115,6 +113,11 @@ class Redactor:
                 self.last[kind] += 1
             self.numbers[kind, value] = self.last[kind]
         return self.numbers[kind, value]
+
+
+def is_suspected(texts: Sequence[str]) -> bool:
+    """Whether a `Redactor` may find anything in the texts; where not, it would change nothing."""
+    return bool(suspects(_shown("\0".join(texts))[0]))
 
 
 def published(texts: Iterable[str]) -> frozenset[tuple[Kind, str]]:
