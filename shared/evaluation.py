@@ -52,6 +52,7 @@ from shared.grounding import Citations
 from shared.models import NOTHING, Deadline, Model, Route, Spent
 from shared.retrieval import Passage
 from shared.routing import Router
+from shared.signs import SPACE, WORD, folded, scanner
 from shared.telemetry import Trace, logger
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
@@ -101,6 +102,9 @@ REFUSAL = re.compile(
     r"|\bnão há informaç"
     r"|不知道|不清楚|没有(?:提|说|信息)|未提"
 )
+# For `signs`: without borders of words, of which RE2 knows ASCII's only.
+REFUSAL_SIGN = f"(?i:{REFUSAL.pattern})".replace(r"\b", "").replace(r"\w", WORD).replace(" ", f"{SPACE}+")
+SCAN_REFUSAL = scanner([REFUSAL_SIGN])
 
 
 class Known(BaseModel):
@@ -387,7 +391,9 @@ def refuses(answer: str) -> bool:
 
     By words: an answer that says so and then guesses all the same passes for one; what it might guess can be forbidden.
     """
-    return bool(REFUSAL.search(_folded(answer)))
+    plain = answer if answer.isascii() else folded(unicodedata.normalize("NFKC", answer).replace("’", "'"))
+    only_any_texts = len(SCAN_REFUSAL(plain.encode(errors="replace"))) == 1
+    return not only_any_texts and bool(REFUSAL.search(_folded(answer)))
 
 
 def compare(own: Mapping[str, Answer], others: Mapping[str, Answer], tolerance: float) -> Comparison | None:

@@ -109,12 +109,16 @@ def defused(text: str) -> str:
 
 def uncited(text: str) -> str:
     """The text without citations."""
+    if text.isascii() and "[" not in text:
+        return text
     citations = Citations(0)
     return citations.hear(text) + citations.rest()
 
 
 def cited(text: str) -> list[int]:
     """The numbers that the text's citations name, each once, whether or not there are such passages."""
+    if text.isascii() and "[" not in text:
+        return []
     named = (_numbers(citation[2]) for citation in CITATION.finditer(text) if NUMBERS.fullmatch(citation[2]))
     return list(dict.fromkeys(number for numbers in named for number in numbers))
 

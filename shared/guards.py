@@ -104,7 +104,7 @@ def _runs(text: str, words: list[re.Match[str]]) -> Iterator[tuple[int, int]]:
         if first is not None and word.start() - words[place - 1].end() > GAP_CHARACTERS:
             yield first, place - 1
             first = None
-        if word[0].lower() not in _words():
+        if word[0].lower() not in word_list():
             if first is not None:
                 yield first, place - 1
             first = None
@@ -153,5 +153,6 @@ def _without_sentence(text: str, words: list[re.Match[str]], first: int, last: i
 
 
 @cache
-def _words() -> frozenset[str]:
+def word_list() -> frozenset[str]:
+    """BIP-39's English list."""
     return frozenset(Mnemonic("english").wordlist)

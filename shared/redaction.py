@@ -21,10 +21,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from shared import grounding, guards
 from shared.grounding import BASE58
+from shared.signs import SPACE, SPACE_SIGNS, WORD, folded, scanner
 
 Kind = Literal[
     "SEED_PHRASE",
@@ -66,6 +68,7 @@ class Redactor:
     last: Counter[Kind] = field(default_factory=Counter)
     taken: set[tuple[Kind, int]] = field(default_factory=set)  # by placeholders that texts came with
     names: dict[str, str] = field(default_factory=dict)  # as written, and whose it is
+    is_thorough: bool = False  # all recognisers look at each text, which finds the same
 
     def redact_all(self, texts: Sequence[str]) -> list[str]:
         """One conversation's texts, the oldest first; a name that a later one tells is found in all."""
@@ -82,7 +85,7 @@ class Redactor:
 
     def _find(self, text: str) -> list[Finding]:
         shown, places = _shown(text)
-        findings, blanked = _find(shown)
+        findings, blanked = _find(shown, self.is_thorough)
         for found in findings:
             if found.kind == "NAME":
                 written = shown[found.start : found.end]
@@ -112,21 +115,30 @@ class Redactor:
         return self.numbers[kind, value]
 
 
+def is_suspected(texts: Sequence[str]) -> bool:
+    """Whether a `Redactor` may find anything in the texts; where not, it would change nothing."""
+    return bool(suspects(_shown("\0".join(texts))[0]))
+
+
 def published(texts: Iterable[str]) -> frozenset[tuple[Kind, str]]:
     """What texts that anyone may read say of addresses and accounts: a `Redactor` leaves these as they are."""
     findings = (found for text in texts for found in _find(_shown(text)[0])[0])
     return frozenset((found.kind, found.value) for found in findings if found.kind in PUBLISHABLE)
 
 
-def _find(shown: str) -> tuple[list[Finding], str]:
+def _find(shown: str, is_thorough: bool = False) -> tuple[list[Finding], str]:
     """All findings, and the text with blanks in their places. An earlier recogniser's finding is hidden from later."""
     findings: list[Finding] = []
     blanked = PLACEHOLDER.sub(lambda match: BLANK * len(match[0]), shown)
-    for kind, find in RECOGNISERS:
+    suspected = ALL if is_thorough else suspects(blanked)
+    for place, (kind, find, _) in enumerate(RECOGNISERS):
+        if place not in suspected:
+            continue
         found = [Finding(start, end, kind, value) for start, end, value in find(blanked)]
         if found:
             found = _apart(found)
             blanked = _blanked(blanked, found)
+            suspected = suspected if is_thorough else suspects(blanked)
             findings += found
     return findings, blanked
 
@@ -159,17 +171,22 @@ def _shown(text: str) -> tuple[str, range | list[int]]:
     """The text as it is seen, and for each of its characters the place in the text itself."""
     if text.isascii() and "\\" not in text:
         return text, range(len(text))
-    hidden = {place for match in UNSEEN.finditer(text) for place in range(*match.span())}
-    places = [place for place in range(len(text)) if place not in hidden]
-    shown = "".join(_plain(text[place]) for place in places)
-    return LONG_MIXED.sub(
-        lambda word: AMONG_LATIN.sub(lambda run: run[0].translate(LOOK_ALIKES), word[0]), shown
-    ), places
+    places: range | list[int] = range(len(text))
+    shown = text
+    if UNSEEN.search(text):
+        hidden = {place for match in UNSEEN.finditer(text) for place in range(*match.span())}
+        places = [place for place in places if place not in hidden]
+        shown = "".join(text[place] for place in places)
+    plain = {ord(character): _plain(character) for character in set(shown) if character >= "\u2000"}
+    if any(chr(code) != character for code, character in plain.items()):
+        shown = shown.translate(plain)
+    if AMONG_LATIN.search(shown):
+        shown = LONG_MIXED.sub(lambda word: AMONG_LATIN.sub(lambda run: run[0].translate(LOOK_ALIKES), word[0]), shown)
+    return shown, places
 
 
+@lru_cache(maxsize=10_000)
 def _plain(character: str) -> str:
-    if character < "\u2000":
-        return character
     normal = unicodedata.normalize("NFKC", character)
     return normal if len(normal) == 1 else character
 
@@ -686,28 +703,116 @@ def _by_form(pattern: re.Pattern[str]) -> Callable[[str], Spans]:
     return lambda text: ((*match.span(), match[0]) for match in pattern.finditer(text))
 
 
-RECOGNISERS: list[tuple[Kind, Callable[[str], Spans]]] = [
-    ("PRIVATE_KEY", _private_keys),
-    ("PRIVATE_KEY", _by_form(OTHER_PRIVATE_KEYS)),
-    ("SEED_PHRASE", _seed_phrases),
-    ("SEED_PHRASE", _cut_phrases),
-    ("JWT", _by_form(JWTS)),
-    ("API_KEY", _by_form(API_KEYS)),
-    ("WALLET", _ton_addresses),
-    ("TX_HASH", _base64_hashes),
-    ("WALLET", _addresses),
-    ("TX_HASH", _hashes),
-    ("WALLET", _checked_addresses),
-    ("WALLET", _joined_addresses),
-    ("WALLET", _hex_addresses),
-    ("WALLET", _cut_addresses),
-    ("API_KEY", _named_api_keys),
-    ("PASSWORD", _passwords),
-    ("EMAIL", _emails),
-    ("IBAN", _ibans),
-    ("CARD", _cards),
-    ("PHONE", _phones),
-    ("IP", _ips),
-    ("USERNAME", _usernames),
-    ("NAME", _names),
+# What a text must have somewhere for a recogniser to find anything in it, as `signs` has it. A sign says what is there,
+# never what is not, so that it is also in whatever the text is a part of. One that is too wide costs a recogniser's
+# time; one that is too narrow leaks.
+
+ALPHANUMERICS, MORE_ALPHANUMERICS = "[0-9A-Za-z]{22}", "[0-9A-Za-z]{50}"
+KEY_PREFIX = (
+    r"(?:sk-|sb_secret_|sbp_|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|[srp]k_(?:live|test)_|whsec_|AIza|ya29\.|xapp-|hf_"
+    rf"|r8_|gsk_|rpa_|npm_|SG\.|dop_v1_|tgp_v1_|\d{{8}}:)(?:{WORD}|[+/=-]){{16}}"
+    r"|xox[abeoprs]-[0-9A-Za-z-]{10}|hooks\.slack\.com/services/"
+)
+NAMED_KEY = (
+    r"(?i:(?:key(?:[_ -]?id)?|token|secret|bearer|api|ключ)"
+    rf"[\"']?{SPACE}{{0,3}}(?:[:=]|=>|is)?{SPACE}{{0,3}}[\"'`]?(?:bearer )?(?:{WORD}|[+/=.~-]){{16}})"
+)
+PASSWORD = (
+    r"(?i:(?:\b(?:pass(?:word|code|phrase)?|pwd?|pin(?:[ -]?code)?|passwort|kennwort|contraseña|mot de passe|senha"
+    rf"|hasło)|парол[ья]|пин(?:-?код)?|şifrem?|密码)(?:{SPACE}+(?:for|от|к|für){SPACE}+(?:{WORD}|\.)+(?:{SPACE}(?:{WORD}|\.)+)?)?"
+    rf"(?:[\"']?{SPACE}*[:=：—–是-]|{SPACE}+(?:is|was|ist|lautet|est|es|é|это|to)[{SPACE_SIGNS}:]"
+    rf"|{SPACE}+[^{SPACE_SIGNS}]*\d))"
+)
+EMAIL = (
+    rf"(?:@|%40|[\[({{]{SPACE}?(?:at|собака){SPACE}?[\])}}]{SPACE}?)(?:{WORD}|-)+"
+    rf"(?:\.|{SPACE}?[\[({{]{SPACE}?dot{SPACE}?[\])}}])"
+)
+DIGITS = r"\d(?:[ .‑–/()-]{0,4}\d)"
+CALLED = (
+    r"(?i:(?:电话|手机|phone|\btel|\bmobil|\bcel|\bcall|\btext|\bsms|\bviber|\bsignal|\bfax|тел|моб|номер|звони|\bhandy"
+    rf"|\bruf|\bmóvil|\bllám|\bportable|\bappelle|\bn[uú]mero|\bwa\.me/|\bwhats{SPACE}?app){WORD}*"
+    rf"(?:[{SPACE_SIGNS}:.,-]*(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet"
+    r"|unter|mich|an|es|à|au|al|est|moi|é|le|号码|是|send|phone))*"
+    rf"[{SPACE_SIGNS}:.,=?/#№：|-]*\(?\d[\d ()./–-]{{5}})"
+)
+USER = (
+    rf"(?i:@[a-z]\w{{4}}|\bt(?:elegram)?\.me/|\btg://resolve|(?:\btelegram|\btg|телеграм{WORD}?|тг|телега)"
+    rf"{SPACE}?[:—–-]{SPACE}?@?[a-z]\w{{4}})"
+)
+NAME = (
+    r"(?i:\bmy (?:full |real |legal |first )?name|\bi(?:['’]| a)m called|меня (?:зовут|звать)|мо[её] имя|мене звати"
+    r"|\bich hei(?:ß|ss)e|\bmein name|\bje m['’]appelle|\bmon nom|\bme llamo|\bmi nombre|\bmi chiamo|\bmeu nome"
+    r"|\beu me chamo|\bnazywam|\bmam na imi|\bbenim ad|\bname on |\b(?:full|first|last|legal) name:|фио:)"
+)
+SIGNED = (
+    r"(?i:(?:regards|wishes|greetings|sincerely|yours|faithfully|truly|cheers|thanks|thank you|уважением|спасибо|grüßen"
+    r"|grüße|\blg|\bmfg|cordialement|bien à vous|saludo|saludos|atentamente|saluti|atenciosamente|повагою)"
+    r"[,!.]?[ \t]{0,3}\n|(?:regards|уважением|grüßen|grüße|cordialement|atentamente),?[ ](?-i:[A-Z\x{80}-\x{10ffff}]))"
+)
+
+
+def _listed_run() -> str:
+    """Six words of BIP-39's list in a row, whatever is between them but letters."""
+    words = "|".join(guards.word_list())
+    return rf"(?i:(?:\A|[^a-z])(?:(?:{words})[^a-z]+){{{CUT_PHRASE_WORDS - 1}}}(?:{words})(?:[^a-z]|\z))"
+
+
+class Recogniser(NamedTuple):
+    """What finds something of a kind, and the signs without any of which it finds nothing."""
+
+    kind: Kind
+    find: Callable[[str], Spans]
+    signs: tuple[str, ...]
+
+
+PHRASE_SIGNS = (_listed_run(),)
+ADDRESS_SIGNS = (ALPHANUMERICS, r"[EUk0][Qf][\w+/-]{44}", r"(?i:bc|tb|ltc|addr|cosmos|osmo)1[0-9a-zA-Z]{11}")
+RECOGNISERS = [
+    Recogniser(
+        "PRIVATE_KEY", _private_keys, (MORE_ALPHANUMERICS, "-----BEGIN ", rf"(?:\d{{1,3}}{SPACE}*,{SPACE}*){{20}}")
+    ),
+    Recogniser("PRIVATE_KEY", _by_form(OTHER_PRIVATE_KEYS), (MORE_ALPHANUMERICS,)),
+    Recogniser("SEED_PHRASE", _seed_phrases, PHRASE_SIGNS),
+    Recogniser("SEED_PHRASE", _cut_phrases, PHRASE_SIGNS),
+    Recogniser("JWT", _by_form(JWTS), ("eyJ",)),
+    Recogniser("API_KEY", _by_form(API_KEYS), (KEY_PREFIX,)),
+    Recogniser("WALLET", _ton_addresses, (r"[EUk0][Qf][\w+/-]{46}",)),
+    Recogniser("TX_HASH", _base64_hashes, (r"[\w+/%-]{43}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{43}")),
+    Recogniser("WALLET", _addresses, ADDRESS_SIGNS),
+    Recogniser("TX_HASH", _hashes, (ALPHANUMERICS,)),
+    Recogniser("WALLET", _checked_addresses, (ALPHANUMERICS,)),
+    Recogniser("WALLET", _joined_addresses, ADDRESS_SIGNS),
+    Recogniser("WALLET", _hex_addresses, (ALPHANUMERICS,)),
+    Recogniser("WALLET", _cut_addresses, (r"[EU]Q[\w-]{18}",)),
+    Recogniser("API_KEY", _named_api_keys, (NAMED_KEY,)),
+    Recogniser("PASSWORD", _passwords, (PASSWORD, "://[^ /]*:[^ /]*@")),
+    Recogniser("EMAIL", _emails, (EMAIL,)),
+    Recogniser("IBAN", _ibans, (r"[A-Za-z]{2}\d{2}(?:[ -]?[0-9A-Za-z]){11}",)),
+    Recogniser("CARD", _cards, (r"\d(?:[ -]?\d){12}",)),
+    Recogniser("PHONE", _phones, (DIGITS + "{8}", CALLED)),
+    Recogniser("IP", _ips, (r"(?:\d{1,3}\.){3}\d", "::", "(?:[0-9a-fA-F]{1,4}:){7}")),
+    Recogniser("USERNAME", _usernames, (USER,)),
+    Recogniser("NAME", _names, (NAME, SIGNED)),
 ]
+ALL = frozenset(range(len(RECOGNISERS)))
+SIGNS = sorted({sign for recogniser in RECOGNISERS for sign in recogniser.signs} - {*PHRASE_SIGNS})
+LOOKED_FOR = [frozenset(place for place in ALL if sign in RECOGNISERS[place].signs) for sign in SIGNS]
+PHRASES_LOOKED_FOR = frozenset(place for place in ALL if RECOGNISERS[place].signs == PHRASE_SIGNS)
+
+SCAN, SCAN_PHRASES = scanner(SIGNS), scanner(PHRASE_SIGNS)  # together they would have three times the states
+NONE: frozenset[int] = frozenset()
+
+
+def suspects(shown: str) -> frozenset[int]:
+    """Which of `RECOGNISERS` may find something in the text; the others find nothing."""
+    try:
+        data = folded(shown).encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return ALL
+    signs, phrases = SCAN(data), SCAN_PHRASES(data)
+    if len(signs) == len(phrases) == 1:
+        return NONE
+    if not signs or not phrases:  # RE2 has failed
+        return ALL
+    places = [LOOKED_FOR[sign] for sign in signs if sign < len(SIGNS)]
+    return NONE.union(*places, PHRASES_LOOKED_FOR if len(phrases) > 1 else NONE)

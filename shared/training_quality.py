@@ -29,15 +29,17 @@ texts that are 0.9 alike 98 %.
 """
 
 import hashlib
+import re
+import struct
 import unicodedata
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from rensa import RMinHash
 
-from shared import evaluation, grounding
+from shared import evaluation, grounding, redaction
 from shared.prompting import count_tokens
 from shared.redaction import Kind, Redactor
 from shared.training_formats import Split
@@ -53,9 +55,10 @@ MOST_TOKENS = 4096  # a row's, with its question
 PERMUTATIONS, BANDS, BAND_ROWS, SHINGLE_WORDS = 64, 4, 4, 3
 PRIME = 2**61 - 1
 SEED = 1997
+SIGNED_AT_ONCE = 200  # conversations; with more their shingles leave the processor's cache
 
 SHORT_CHARACTERS, LONG_CHARACTERS, ENDLESS_CHARACTERS = 40, 2_000, 8_000
-FOR_FEEDBACK, FOR_GROUNDING, FOR_LENGTH, FOR_LANGUAGE = 0.4, 0.3, 0.15, 0.15
+FOR_GROUNDING, FOR_LENGTH, FOR_LANGUAGE = 0.3, 0.15, 0.15
 
 # Words that other languages of Latin script don't have, or seldom: those languages that `prompting` knows.
 STOP_WORDS = {
@@ -65,11 +68,17 @@ STOP_WORDS = {
     "es": "el los las y es una para con del por qué que cómo se al lo son como su más cuál pero está hay yo mi",
     "pt": "o os as e é uma para com do da dos das em não no na que como ao são um qual mais seu pelo você eu meu",
 }
-LANGUAGES_OF = {word: [name for name, words in STOP_WORDS.items() if word in words.split()]
-                for words in STOP_WORDS.values() for word in words.split()}  # fmt: skip
+LANGUAGE_WORDS = {name: frozenset(words.encode().split()) for name, words in STOP_WORDS.items()}
+OTHER_WORDS = frozenset().union(*(words for name, words in LANGUAGE_WORDS.items() if name != "en"))
 SCRIPT_LANGUAGES = {"CYRILLIC": "ru", "CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko"}
-READ_CHARACTERS = 1_000
+READ_CHARACTERS, READ_WORDS = 1_000, 50
 SCRIPT_SHARE = 0.3  # of the letters: names of tokens are Latin in any language
+
+# ASCII's marks as spaces, but for a number's point and sign; and those of other scripts.
+PLAIN = bytes(code if code > 127 or chr(code).isalnum() or chr(code) in ".-" else 32 for code in range(256)).lower()
+MARKS = re.compile(
+    f"[{''.join(chr(code) for code in range(128, 0xFFFF) if unicodedata.category(chr(code))[0] in 'PZ')}\x85]"
+)
 
 
 class Conversation(NamedTuple):
@@ -130,109 +139,153 @@ def assess_page(
     Rows come as `Conversation`s or as the lists that JSON has for them, and leave as an `Assessed`'s plain tuple, for
     orjson writes no other.
     """
-    return [tuple(_assess(Conversation(*row), known)) for row in conversations]
+    page: list[tuple[Any, ...]] = []
+    unsigned: list[tuple[tuple[Any, ...], list[bytes]]] = []
+    for row in conversations:
+        unsigned.append(_assess(row, known))
+        if len(unsigned) == SIGNED_AT_ONCE:
+            page += _signed(unsigned)
+            unsigned = []
+    return page + _signed(unsigned)
 
 
-def _assess(conversation: Conversation, known: frozenset[tuple[Kind, str]]) -> Assessed:
-    said, redactor = conversation.answer or "", Redactor(known)
-    earlier = [
-        text for message, response in conversation.turns or () for text in (message, grounding.uncited(response))
-    ]
-    texts = redactor.redact_all([*earlier, conversation.question, grounding.uncited(said)])
+def _assess(row: Sequence[Any], known: frozenset[tuple[Kind, str]]) -> tuple[tuple[Any, ...], list[bytes]]:
+    """An `Assessed` without what comes of its shingles, and these; none of what is dropped."""
+    id, user_id, asked, said, _, status, error_code, passages, flags, turns = row
+    said = said or ""
+    earlier = [text for message, response in turns or () for text in (message, grounding.uncited(response))]
+    texts = [*earlier, asked, grounding.uncited(said)]
+    redactions = None
+    if redaction.is_suspected(texts):
+        redactor = Redactor(known)
+        texts = redactor.redact_all(texts)
+        redactions = dict(redactor.counts) or None
     question, answer = texts[-2:]
-    dropped = drop_reason(conversation, question, answer)
-    digest = (
-        None if dropped else RMinHash.digests_from_token_sets([shingles(f"{question} {answer}")], PERMUTATIONS, SEED)[0]
+    asked_words, said_words = words_of(question), words_of(answer)
+    asked_in, said_in = language(question, asked_words), language(answer, said_words)
+    cited = grounding.cited(said)
+    dropped = drop_reason(question, answer, status, error_code, flags)
+    tags = [f"lang:{asked_in or said_in}"] if asked_in or said_in else []
+    if earlier:
+        tags.append("multi_turn")
+    if cited:
+        tags.append("grounded")
+    if redactions:
+        tags.append("redacted")
+    merit = (
+        FOR_GROUNDING * (0 if flags or not all(1 <= number <= passages for number in cited) else 1 if cited else 0.5)
+        + FOR_LENGTH * _length(len(answer))
+        + FOR_LANGUAGE * (0.5 if asked_in is None or said_in is None else asked_in == said_in)
     )
-    languages = [language(question), language(answer)]
-    tags = [f"lang:{name}" for name in languages if name][:1]
-    tags += ["multi_turn"] * bool(earlier) + ["grounded"] * bool(grounding.cited(said))
-    return Assessed(
-        conversation.id,
-        None if question == conversation.question else question,
-        None if answer == conversation.answer else answer,
-        [texts[at : at + 2] for at in range(0, len(earlier), 2)] or None,
-        merit(conversation, question, answer),
-        tags + ["redacted"] * bool(redactor.counts),
-        split(conversation.id if conversation.user_id is None else conversation.user_id, SPLIT_SALT, VALIDATION_SHARE),
-        _digest(_plain(question)),
-        content_hash(question, answer),
-        None if digest is None else near_keys(digest),
-        None if digest is None else signature(digest),
+    plain_question, plain_answer = b" ".join(asked_words), b" ".join(said_words)
+    values = (
+        id,
+        None if question == asked else question,
+        None if answer == said else answer,
+        [texts[at : at + 2] for at in range(0, len(earlier), 2)] if earlier else None,
+        round(merit, 4),
+        tags,
+        split(id if user_id is None else user_id, SPLIT_SALT, VALIDATION_SHARE),
+        _digest(plain_question),
+        _digest(plain_question + b"\n" + plain_answer),
         dropped,
-        dict(redactor.counts) or None,
+        redactions,
     )
+    return values, [] if dropped else shingles(asked_words + said_words)
 
 
-def drop_reason(conversation: Conversation, question: str, answer: str) -> Reason | None:
+def _signed(unsigned: list[tuple[tuple[Any, ...], list[bytes]]]) -> list[tuple[Any, ...]]:
+    """The rows with their `near_keys` and signatures, which are made all at once."""
+    token_sets = [tokens for _, tokens in unsigned if tokens]
+    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(token_sets, PERMUTATIONS, SEED).to_rows())
+    return [
+        (*values[:9], *(_compared(next(minima)) if tokens else (None, None)), *values[9:])
+        for values, tokens in unsigned
+    ]
+
+
+def _compared(minima: Sequence[int]) -> tuple[list[int], str]:
+    """A number for each of the first bands, of which two texts must share one; and the minima's lower halves."""
+    packed = MINIMA.pack(*minima)
+    halves = bytearray(2 * PERMUTATIONS)
+    halves[::2], halves[1::2] = packed[2::4], packed[3::4]
+    bands = BANDED.unpack_from(packed)
+    return [(int.from_bytes(band) * BANDS + number) % PRIME for number, band in enumerate(bands)], halves.hex()
+
+
+MINIMA, BANDED = struct.Struct(f">{PERMUTATIONS}I"), struct.Struct(f"{4 * BAND_ROWS}s" * BANDS)
+
+
+def drop_reason(question: str, answer: str, status: str, error_code: str | None, flags: int) -> Reason | None:
     """Why the conversation by itself is not fit for learning from; None where it is."""
-    answer = grounding.visible(answer).strip()
-    if conversation.error_code or conversation.status == "failed":
-        return "truncated" if conversation.status == "partial" else "error"
-    if not answer or not question.strip() or conversation.status == "pending":
+    if not answer.isascii():
+        answer = grounding.visible(answer)
+    if error_code or status == "failed":
+        return "truncated" if status == "partial" else "error"
+    if not answer or answer.isspace() or not question or question.isspace() or status == "pending":
         return "empty"
-    if conversation.status == "partial" or answer.count("```") % 2:
+    if status == "partial" or answer.count("```") % 2:
         return "truncated"
-    if conversation.flags:
+    if flags:
         return "flagged"
     if evaluation.refuses(answer):
         return "refusal"
-    if count_tokens(_sound(question)) + count_tokens(_sound(answer)) > MOST_TOKENS:
+    if len(question) + len(answer) > MOST_TOKENS / 2 and _tokens(question) + _tokens(answer) > MOST_TOKENS:
         return "too_long"
     return None
 
 
-def merit(conversation: Conversation, question: str, answer: str) -> float:
-    """The score without feedback."""
-    return round(
-        FOR_GROUNDING * _grounding(conversation)
-        + FOR_LENGTH * _length(len(answer.strip()))
-        + FOR_LANGUAGE * _language_match(question, answer),
-        4,
-    )
+def words_of(text: str) -> list[bytes]:
+    """Its words in UTF-8 as texts are compared: without case and marks; a text without any is one word."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", grounding.visible(text)).replace("−", "-").casefold()
+        text = evaluation.UNSPACED.sub(r" \1 ", MARKS.sub(" ", text))
+    plain = text.encode(errors="replace").translate(PLAIN) + b" "
+    return plain.replace(b". ", b" ").replace(b"- ", b" ").split() or [text.strip().encode(errors="replace")]
 
 
 def content_hash(question: str, answer: str) -> str:
     """The same for texts that differ in case, marks and spaces only; 32 hexadecimal digits."""
-    return _digest(f"{_plain(question)}\n{_plain(answer)}")
+    return _digest(b" ".join(words_of(question)) + b"\n" + b" ".join(words_of(answer)))
 
 
-def shingles(text: str) -> list[str]:
+def shingles(words: list[bytes]) -> list[bytes]:
     """All runs of three words; a shorter text is one."""
-    words = _plain(text).split()
-    return [" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))]
+    return list(map(b" ".join, zip(words, words[1:], words[2:], strict=False))) or [b" ".join(words)]
 
 
-def signature(minima: Sequence[int]) -> str:
-    """The lower halves of the minima, in hexadecimal."""
-    return b"".join((minimum & 0xFFFF).to_bytes(2) for minimum in minima).hex()
-
-
-def near_keys(minima: Sequence[int]) -> list[int]:
-    """A number for each of the first bands; texts that share one are worth comparing."""
-    return [
-        int.from_bytes(array("I", [*minima[BAND_ROWS * band :][:BAND_ROWS], band]).tobytes()) % PRIME
-        for band in range(BANDS)
-    ]
-
-
-def language(text: str) -> str | None:
+def language(text: str, words: list[bytes]) -> str | None:
     """The text's language, by its script or its commonest words; None where neither says.
 
     A script that several languages use is its own name, in lower case; all of Cyrillic is `ru`.
     """
-    letters = [character for character in text[:READ_CHARACTERS] if character.isalpha()]
-    scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in letters)
-    if scripts["HIRAGANA"] + scripts["KATAKANA"] > SCRIPT_SHARE / 3 * len(letters):
+    if not text.isascii() and (script := _script(text)):
+        return script
+    words = words[:READ_WORDS]
+    if len(LANGUAGE_WORDS["en"].intersection(words)) > len(OTHER_WORDS.intersection(words)):
+        return "en"
+    heard = sorted(((len(own.intersection(words)), name) for name, own in LANGUAGE_WORDS.items()), reverse=True)
+    return heard[0][1] if heard[0][0] > heard[1][0] else None
+
+
+def _script(text: str) -> str | None:
+    """The language of another script than Latin, where enough of the text is in it."""
+    letters = Counter(text[:READ_CHARACTERS])
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[_script_of(letter)] += count
+    del scripts[""]
+    if scripts["HIRAGANA"] + scripts["KATAKANA"] > SCRIPT_SHARE / 3 * scripts.total():
         return "ja"
     latin = scripts.pop("LATIN", 0)
     script, count = max(scripts.items(), key=lambda found: (found[1], found[0]), default=("", 0))
-    if count and count >= SCRIPT_SHARE * (latin + count):
-        return SCRIPT_LANGUAGES.get(script, script.lower())
-    words = evaluation.PUNCTUATION.sub(" ", text[:READ_CHARACTERS].casefold()).split()
-    heard = Counter(name for word in words for name in LANGUAGES_OF.get(word, ()))
-    first, second = (*(count for _, count in heard.most_common(2)), 0, 0)[:2]
-    return heard.most_common(1)[0][0] if first > second else None
+    return SCRIPT_LANGUAGES.get(script, script.lower()) if count and count >= SCRIPT_SHARE * (latin + count) else None
+
+
+@lru_cache(maxsize=10_000)
+def _script_of(character: str) -> str:
+    """The name of a letter's script, nothing for what is no letter."""
+    return unicodedata.name(character, "?").split()[0] if character.isalpha() else ""
 
 
 def split(user_id: int, salt: str, validation_share: float) -> Split:
@@ -244,33 +297,14 @@ def split(user_id: int, salt: str, validation_share: float) -> Split:
     return "validation" if drawn < validation_share else "train"
 
 
-def _grounding(conversation: Conversation) -> float:
-    numbers = grounding.cited(conversation.answer or "")
-    if conversation.flags or not all(1 <= number <= conversation.passages for number in numbers):
-        return 0
-    return 1 if numbers else 0.5
-
-
 def _length(characters: int) -> float:
     too_many = (ENDLESS_CHARACTERS - characters) / (ENDLESS_CHARACTERS - LONG_CHARACTERS)
     return max(0.0, min(1.0, characters / SHORT_CHARACTERS, too_many))
 
 
-def _language_match(question: str, answer: str) -> float:
-    asked, answered = language(question), language(answer)
-    return 0.5 if asked is None or answered is None else float(asked == answered)
+def _tokens(text: str) -> int:
+    return count_tokens(text.encode(errors="replace").decode())  # half a surrogate pair has no bytes
 
 
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _plain(text: str) -> str:
-    """As answers are compared; text without any word, such as a smiley, stays as it is."""
-    seen = grounding.visible(_sound(text))
-    return evaluation.normalised(seen) or " ".join(seen.split())
-
-
-def _sound(text: str) -> str:
-    """Half a surrogate pair can't be hashed."""
-    return text.encode(errors="replace").decode()
+def _digest(plain: bytes) -> str:
+    return hashlib.blake2b(plain, digest_size=16).hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.training_quality import Assessed, Conversation, assess, content_hash, language, split
+from shared.training_quality import Assessed, Conversation, assess, content_hash, language, split, words_of
 
 LIKED = Conversation(1, 1, "What are the fees on TON?", "The fees of a transfer are about 0.01 TON [1].", 1, passages=2)
 WORDS = ["fees", "transfer", "chain", "paid", "toncoin", "depend", "gas", "message", "takes", "run", "wallet", "block"]
@@ -81,7 +81,7 @@ def test_a_merit_is_the_sum_of_its_parts(changes: dict[str, Any], expected: floa
     ],
 )
 def test_a_language_is_known_by_script_or_words(text: str, expected: str | None) -> None:
-    assert language(text) == expected
+    assert language(text, words_of(text)) == expected
 
 
 @pytest.mark.parametrize(
