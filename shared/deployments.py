@@ -134,10 +134,7 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
         {"model_name": run.model_name, "version": run.version, "columns": _columns(run), "actor": actor},
     )
     if registered["outcome"] == "exists":
-        raise Conflict(
-            f"version: {registered['version']} of {run.model_name} {_of_status(registered)}, and versions never change:"
-            " choose another, or leave it out."
-        )
+        raise _taken(run.model_name, registered)
     if registered["outcome"] == "again" and _asked(registered["progress"]) != _asked(_columns(run)["progress"]):
         raise Conflict(
             f"version: {registered['version']} of {run.model_name} was begun with other files: send the same request, "
@@ -150,6 +147,21 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
     else:
         await _bring_what_can_be(clients, registered["id"], deadline)
     return Deployment(model=await _version(db, registered))
+
+
+async def register_served(clients: Clients, run: Deploy, actor: str) -> Version:
+    """Register a version that needs no files here, for its provider has them; `source` says where they are.
+
+    The same again gives the version there is. Raises `Conflict` for one that is something else.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    columns = _columns(run) | {"status": "ready", "progress": None}
+    arguments = {"model_name": run.model_name, "version": run.version, "columns": columns, "actor": actor}
+    registered = await database.call(db, "register_model", arguments)
+    same = registered.get("status") == "ready" and registered.get("source") == run.source
+    if registered["outcome"] == "exists" and not same:
+        raise _taken(run.model_name, registered)
+    return await _version(db, registered)
 
 
 def _check_files(run: Deploy) -> None:
@@ -511,8 +523,12 @@ async def _version(db: AsyncPostgrestClient, row: Mapping[str, Any]) -> Version:
     return await registry.version(db, row["model_name"], row["version"])
 
 
-def _of_status(row: Mapping[str, Any]) -> str:
-    return {"ready": "exists", "deleted": "was deleted"}.get(row["status"], f"comes from {row.get('source')}")
+def _taken(model_name: str, row: Mapping[str, Any]) -> Conflict:
+    is_there = {"ready": "exists", "deleted": "was deleted"}.get(row["status"], f"comes from {row.get('source')}")
+    return Conflict(
+        f"version: {row['version']} of {model_name} {is_there}, and versions never change: choose another, or leave it"
+        " out."
+    )
 
 
 def _small_object(bucket: str, key: str) -> bytes:

@@ -31,13 +31,14 @@ class Provider(BaseModel):
     """A server of models: its address, without the path of a call, and its wire.
 
     `dedicated` is where else it serves models, each at an endpoint of its own, with * for what differs; such endpoints
-    are made at `hosting_url`.
+    are made at `hosting_url`. Models are fine-tuned at `tuning_url`.
     """
 
     base_url: Url
     wire: Literal["openai", "replicate", "runpod"] = "openai"
     dedicated: str | None = None
     hosting_url: Url | None = None
+    tuning_url: Url | None = None
 
 
 class ModelFacts(BaseModel):
@@ -138,6 +139,8 @@ class Settings(BaseSettings):
     training_bucket: str | None = None
     # An SQS queue of deploy-model's own, for what takes longer than a request.
     deployment_queue_url: str | None = None
+    # An SQS queue of export-training-data's own, for exports longer than a request, and for following fine-tune jobs.
+    export_queue_url: str | None = None
 
     message_characters: int = Field(4000, ge=1)
     prompt_tokens: int = Field(3000, ge=200)
