@@ -15,10 +15,11 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import uuid4
 
+import httpx
 from postgrest import AsyncPostgrestClient
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
 
-from shared import artifacts, database, queue, registry, sources, transfers, uploads
+from shared import artifacts, database, queue, registry, routing, sources, transfers, uploads
 from shared.artifacts import StoredFile
 from shared.clients import Clients
 from shared.errors import (
@@ -27,13 +28,14 @@ from shared.errors import (
     DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     TransferRunning,
     Unavailable,
 )
 from shared.models import Deadline
 from shared.registry import Name, Text, Version
-from shared.settings import Settings
+from shared.settings import Settings, provider_key
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination, Keep, Outcome
@@ -429,6 +431,7 @@ class _Work:
     provenance: Mapping[str, Any]
     hosts: list[str]
     allow_private: bool
+    keys: Mapping[str, SecretStr]
 
     @classmethod
     def of(cls, clients: Clients, row: Mapping[str, Any]) -> "_Work":
@@ -442,6 +445,7 @@ class _Work:
             provenance=kept["provenance"],
             hosts=_hosts(settings),
             allow_private=settings.allow_private_sources,
+            keys=_keys(settings),
         )
 
     def bring(self, keep: Keep, stop_at: float) -> tuple[StoredFile, ...] | None:
@@ -455,7 +459,7 @@ class _Work:
     def _transferred(self, keep: Keep, stop_at: float) -> Outcome:
         s3 = transfers.client() if self.source.startswith("s3://") else None
         return transfers.transfer_all(
-            sources.find(self.source, s3, self.hosts, self.allow_private),
+            sources.find(self.source, s3, self.hosts, self.allow_private, self.keys),
             self.destination,
             rules=self.rules,
             expected={file.path: file.sha256 for file in self.files if file.sha256},
@@ -500,6 +504,15 @@ def _columns(run: Deploy) -> dict[str, Any]:
 
 def _hosts(settings: Settings) -> list[str]:
     return [host.strip() for host in settings.source_hosts.split(",") if host.strip()]
+
+
+def _keys(settings: Settings) -> dict[str, SecretStr]:
+    """The Hugging Face Hub's, where there is one, for repositories that aren't public."""
+    hub = routing.known_providers(settings)["huggingface"].tuning_url
+    try:
+        return {httpx.URL(hub).netloc.decode(): provider_key("huggingface")} if hub else {}
+    except Misconfigured:
+        return {}
 
 
 def _asked(progress: Mapping[str, Any]) -> list[Any]:

@@ -14,22 +14,31 @@ the job's training file. Only where a provider's list lacks a job that was start
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
 
 from postgrest import AsyncPostgrestClient
 from pydantic import AfterValidator, Field
 
-from shared import database, deployments, queue, routing, sources
+from shared import database, deployments, queue, registry, routing, sources
 from shared.clients import Clients
 from shared.deployments import Deploy
-from shared.errors import Conflict, GatewayError, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
+from shared.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    Misconfigured,
+    NotFound,
+    TransferRunning,
+    Unavailable,
+)
 from shared.models import Deadline
-from shared.registry import Name, Text
+from shared.registry import Name, Text, Version
 from shared.settings import provider_key
 from shared.storage import Storage
 from shared.telemetry import logger
@@ -37,6 +46,7 @@ from shared.trainers import huggingface, openai, together
 from shared.trainers.api import Api, File, Method, Order, Progress, Trainer
 from shared.wire import Wire
 
+Answer = TypeVar("Answer")
 TRAINERS: dict[str, Trainer] = {
     "together": together.TRAINER,
     "openai": openai.TRAINER,
@@ -49,6 +59,9 @@ TRIES = 20  # at sending the files: some hours
 LEAST_SECONDS = 0.2
 PARAMS, PARAM_CHARACTERS, PARAM_BYTES = 50, 200, 2000
 PAGE_ROWS = 100
+GARBAGE = (AttributeError, LookupError, TypeError, ValueError)
+# Of what a trainer pushes, no part of a model; the second is a pickle.
+LEFT_OUT = (".gitattributes", "training_args.bin")
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:
@@ -140,9 +153,7 @@ async def start(clients: Clients, export: Mapping[str, Any], request: FineTune, 
         case "not_ready":
             raise Conflict(f"Export {export['id']} is {row['status']}: fine-tune one that is ready.")
         case "taken":
-            raise Conflict(
-                f"version: {request.version} of {model_name} is taken: choose another."
-            )
+            raise Conflict(f"version: {request.version} of {model_name} is taken: choose another.")
     if row["status"] in ("uploading", "training", "deploying"):
         try:
             await _advance(clients, row["id"], max(LEAST_SECONDS, deadline.remaining()))
@@ -238,24 +249,34 @@ async def _advance(clients: Clients, job_id: int, seconds: float) -> None:
         return
     try:
         async with deadline.enforced():
-            await _go_on(clients, hold)
+            await _go_on(clients, hold, deadline)
     except _Lost as error:
         raise TransferRunning("Another worker has the job in hand.", LEASE_SECONDS) from error
     except GatewayError as error:
-        is_over = not error.retryable and not (isinstance(error, Misconfigured) and hold.row["status"] == "training")
-        if error.retryable and hold.row["status"] == "uploading" and hold.row["tries"] >= TRIES:
-            is_over = True
-        if is_over:
-            with suppress(_Lost):
-                await hold.note(status="failed", failure=error.message)
-            logger.error("a fine-tune job failed", extra={"jobId": job_id, "reason": error.message})
-            return
+        failure = _failure(hold.row, error)
+        if failure is None:
+            await hold.let_go()
+            raise
+        with suppress(_Lost):
+            await hold.note(status="failed", failure=failure)
+        logger.error("a fine-tune job failed", extra={"jobId": job_id, "reason": failure})
+    else:
         await hold.let_go()
-        raise
-    await hold.let_go()
 
 
-async def _go_on(clients: Clients, hold: "_Hold") -> None:
+def _failure(row: Mapping[str, Any], error: GatewayError) -> str | None:
+    """What ends a job; None for what may pass, as a wrong key does while the provider has the job."""
+    if not error.retryable:
+        return None if isinstance(error, Misconfigured) and row["status"] == "training" else error.message
+    if row["status"] == "uploading" and row["tries"] >= TRIES:
+        reason = (
+            "The time of a run is too short for its files." if isinstance(error, DeadlineExceeded) else error.message
+        )
+        return f"It could not be begun in {TRIES} tries. {reason}"
+    return None
+
+
+async def _go_on(clients: Clients, hold: "_Hold", deadline: Deadline) -> None:
     trainer, api = _open(clients, hold.row["provider"])
     order = _order(clients, hold.row)
     if hold.row["status"] == "uploading":
@@ -263,7 +284,7 @@ async def _go_on(clients: Clients, hold: "_Hold") -> None:
     if hold.row["status"] == "training":
         await _look(hold, trainer, api, order)
     if hold.row["status"] == "deploying":
-        await _deploy(clients, hold)
+        await _deploy(clients, hold, deadline)
 
 
 async def _send(clients: Clients, hold: "_Hold", trainer: Trainer, api: Api, order: Order) -> None:
@@ -273,15 +294,16 @@ async def _send(clients: Clients, hold: "_Hold", trainer: Trainer, api: Api, ord
     for kept in hold.row["files"]:
         sent = hold.row["provider_files"]
         if kept["split"] not in sent:
-            name = await trainer.send(api, order, _file(clients, hold.row["export_id"], kept))
+            name = await _told(api, trainer.send(api, order, _file(clients, hold.row["export_id"], kept)))
             await hold.note(provider_files={**sent, kept["split"]: name})
     files = hold.row["provider_files"]
-    job_id = await trainer.find(api, order, files) or await trainer.start(api, order, files)
+    found = await _told(api, trainer.find(api, order, files))
+    job_id = found or await _told(api, trainer.start(api, order, files))
     await hold.note(status="training", provider_job_id=job_id)
 
 
 async def _look(hold: "_Hold", trainer: Trainer, api: Api, order: Order) -> None:
-    progress = await trainer.look(api, order, hold.row["provider_job_id"])
+    progress = await _told(api, trainer.look(api, order, hold.row["provider_job_id"]))
     if progress is None:
         await hold.note(status="failed", failure=f"{trainer.title} doesn't know the job any more.")
         return
@@ -290,26 +312,61 @@ async def _look(hold: "_Hold", trainer: Trainer, api: Api, order: Order) -> None
     await hold.note(status=status, provider_status=progress.status, failure=progress.failure, result=result)
 
 
-async def _deploy(clients: Clients, hold: "_Hold") -> None:
-    """Register what came of it: where the provider serves it, or where its weights are to be had."""
+async def _told(api: Api, asked: Awaitable[Answer]) -> Answer:
+    """What a provider tells. Raises `Unavailable` for what has another shape than the API's."""
+    try:
+        return await asked
+    except GARBAGE as error:
+        raise api.unreadable() from error
+
+
+async def _deploy(clients: Clients, hold: "_Hold", deadline: Deadline) -> None:
+    """Deploy what came of it once, and see to it until its files are there."""
     row = hold.row
+    if row["deployed_version"] is None:
+        version = await _registered(clients, row, deadline)
+        await hold.note(deployed_version=version.version)
+    else:
+        version = await registry.version(hold.db, row["model_name"], row["deployed_version"])
+        if version.status == "transferring" and not clients.settings.deployment_queue_url:
+            await deployments.carry_on(clients, version.id, deadline.remaining() - deployments.NOTE_SECONDS)
+            version = await registry.version(hold.db, row["model_name"], row["deployed_version"])
+    if version.status == "ready":
+        await hold.note(status="ready")
+    elif version.status == "failed":
+        await hold.note(status="failed", failure=version.failure)
+
+
+async def _registered(clients: Clients, row: Mapping[str, Any], deadline: Deadline) -> Version:
+    """What the provider serves is ready with its name there; weights on the Hugging Face Hub are brought into Storage.
+
+    Asked for again it is the same version.
+    """
     result = Progress(course="ready", **row["result"])
-    address = f"https://huggingface.co/{result.repository}/tree/{result.commit}" if result.repository else None
     run = Deploy(
         model_name=row["model_name"],
         version=row["version"] or _version(row),
         base_model=row["base_model"],
-        source=address or f"{row['provider']}:{row['provider_job_id']}",
+        source=result.address or f"{row['provider']}:{row['provider_job_id']}",
         provider=row["provider"],
         provider_model=result.provider_model,
         metrics=dict(result.metrics) or None,
         training_data_size=sum(file["rows"] for file in row["files"] if file["split"] == "train"),
         dataset_export_id=row["export_id"],
         fine_tuned_on=_moment(result.finished_at),
+        leave_out=LEFT_OUT,
     )
-    version = await deployments.register_served(clients, run, f"fine-tune job {row['id']}")
-    await hold.note(status="ready", deployed_version=version.version)
-    logger.info("a fine-tuned version is ready", extra={"model": version.model_name, "version": version.version})
+    actor = f"fine-tune job {row['id']}"
+    if result.address is None:
+        return await deployments.register_served(clients, run, actor)
+    try:
+        return (await deployments.begin(clients, run, actor, deadline, in_background=True)).model
+    except Conflict:
+        db = database.as_gateway(clients.http, clients.settings)
+        version = await registry.version(db, row["model_name"], run.version or "")
+        if version.source != run.source:
+            raise
+        return version
 
 
 async def _follow(clients: Clients, job_id: int, wait_seconds: int | None = None) -> None:

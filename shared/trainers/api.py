@@ -55,16 +55,15 @@ class Order:
 class Progress:
     """How it stands with a job; `status` is the provider's own word.
 
-    A job that is ready has a model: `provider_model`, where the provider serves it under this name, or a `repository`
-    of the Hugging Face Hub at a `commit`.
+    A job that is ready has a model: `provider_model`, where the provider serves it under this name, or an `address` of
+    its weights, as `sources` has them.
     """
 
     course: Course
     status: str
     failure: str | None = None
     provider_model: str | None = None
-    repository: str | None = None
-    commit: str | None = None
+    address: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     finished_at: str | None = None
 

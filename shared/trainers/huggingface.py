@@ -122,8 +122,8 @@ async def send(api: Api, order: Order, file: File) -> str:
     sample = base64.b64encode(rewritten.sample).decode()
     described = {"files": [{"path": rewritten.path, "sample": sample, "size": rewritten.size_bytes}]}
     modes = await api.ask("POST", f"/api/datasets/{dataset}/preupload/main", described)
-    [mode] = [each.get("uploadMode") for each in rows(api, (modes or {}).get("files"))] or [None]
-    if mode == "lfs":
+    [mode] = rows(api, modes["files"])
+    if mode["uploadMode"] == "lfs":
         await _send_object(api, dataset, rewritten)
         pointer = {"path": rewritten.path, "algo": "sha256", "oid": rewritten.oid, "size": rewritten.size_bytes}
         operation = {"key": "lfsFile", "value": pointer}
@@ -156,7 +156,7 @@ async def _send_object(api: Api, dataset: str, rewritten: Rewritten) -> None:
     }
     url = f"{api.base_url}/datasets/{dataset}.git/info/lfs/objects/batch"
     answer = read(api, await api.send("POST", url, json=batch, headers=api.headers() | LFS))
-    [found] = rows(api, (answer or {}).get("objects")) or [{}]
+    [found] = rows(api, answer["objects"])
     if error := found.get("error"):
         raise InvalidRequest(f"{api.name} refuses this: {api.said(error.get('message'))}.")
     actions = found.get("actions") or {}
@@ -254,7 +254,8 @@ async def look(api: Api, order: Order, job_id: str) -> Progress | None:
     if not any(name.endswith(".safetensors") for name in files):
         return Progress("failed", stage, f"The job has ended, and there are no weights at {_model(order)}.")
     finished_at = job.get("finishedAt")
-    return Progress(course, stage, repository=_model(order), commit=text(api, model, "sha"), finished_at=finished_at)
+    address = f"{api.base_url}/{_model(order)}/tree/{text(api, model, 'sha')}"
+    return Progress(course, stage, address=address, finished_at=finished_at)
 
 
 async def remove(api: Api, file_id: str) -> None:
