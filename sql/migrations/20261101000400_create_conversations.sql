@@ -20,6 +20,7 @@ create table public.conversations (
   reasoning_tokens integer,
   is_estimated boolean,
   cost_usd numeric,
+  changed_in xid8 not null default pg_current_xact_id(),
   created_at timestamptz not null default now(),
   unique (user_id, idempotency_key)
 );
@@ -34,10 +35,40 @@ comment on column public.conversations.status is
   ' there is no answer.';
 comment on column public.conversations.is_estimated is 'Whether tokens were counted here, or have no known price.';
 comment on column public.conversations.feedback is '-1 thumbs down, 0 neutral, 1 thumbs up.';
+comment on column public.conversations.changed_in is
+  'The last transaction that changed what a model could learn from it: a clock that no late commit gets behind.';
 
 create index conversations_user_id_created_at_idx on public.conversations (user_id, created_at desc);
 create index conversations_user_id_thread_id_idx on public.conversations (user_id, thread_id, id desc);
 create index conversations_pending_idx on public.conversations (user_id) where status = 'pending';
+create index conversations_changed_in_id_idx on public.conversations (changed_in, id) where feedback is not null;
+
+create function private.note_change()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  new.changed_in := pg_current_xact_id();
+  return new;
+end
+$$;
+
+revoke all on function private.note_change() from public, anon, authenticated;
+
+create trigger note_change
+before update of feedback, status, message, response, context_used, flags, error_code, model_version
+on public.conversations
+for each row when (
+  (
+    new.feedback, new.status, new.message, new.response, new.context_used, new.flags, new.error_code,
+    new.model_version
+  ) is distinct from (
+    old.feedback, old.status, old.message, old.response, old.context_used, old.flags, old.error_code,
+    old.model_version
+  )
+)
+execute function private.note_change();
 
 alter table public.conversations enable row level security;
 
