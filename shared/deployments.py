@@ -15,10 +15,11 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import uuid4
 
+import httpx
 from postgrest import AsyncPostgrestClient
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
 
-from shared import artifacts, database, queue, registry, sources, transfers, uploads
+from shared import artifacts, database, queue, registry, routing, sources, transfers, uploads
 from shared.artifacts import StoredFile
 from shared.clients import Clients
 from shared.errors import (
@@ -27,13 +28,14 @@ from shared.errors import (
     DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     TransferRunning,
     Unavailable,
 )
 from shared.models import Deadline
 from shared.registry import Name, Text, Version
-from shared.settings import Settings
+from shared.settings import Settings, provider_key
 from shared.storage import SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination, Keep, Outcome
@@ -134,10 +136,7 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
         {"model_name": run.model_name, "version": run.version, "columns": _columns(run), "actor": actor},
     )
     if registered["outcome"] == "exists":
-        raise Conflict(
-            f"version: {registered['version']} of {run.model_name} {_of_status(registered)}, and versions never change:"
-            " choose another, or leave it out."
-        )
+        raise _taken(run.model_name, registered)
     if registered["outcome"] == "again" and _asked(registered["progress"]) != _asked(_columns(run)["progress"]):
         raise Conflict(
             f"version: {registered['version']} of {run.model_name} was begun with other files: send the same request, "
@@ -150,6 +149,21 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
     else:
         await _bring_what_can_be(clients, registered["id"], deadline)
     return Deployment(model=await _version(db, registered))
+
+
+async def register_served(clients: Clients, run: Deploy, actor: str) -> Version:
+    """Register a version that needs no files here, for its provider has them; `source` says where they are.
+
+    The same again gives the version there is. Raises `Conflict` for one that is something else.
+    """
+    db = database.as_gateway(clients.http, clients.settings)
+    columns = _columns(run) | {"status": "ready", "progress": None}
+    arguments = {"model_name": run.model_name, "version": run.version, "columns": columns, "actor": actor}
+    registered = await database.call(db, "register_model", arguments)
+    same = registered.get("status") == "ready" and registered.get("source") == run.source
+    if registered["outcome"] == "exists" and not same:
+        raise _taken(run.model_name, registered)
+    return await _version(db, registered)
 
 
 def _check_files(run: Deploy) -> None:
@@ -417,6 +431,7 @@ class _Work:
     provenance: Mapping[str, Any]
     hosts: list[str]
     allow_private: bool
+    keys: Mapping[str, SecretStr]
 
     @classmethod
     def of(cls, clients: Clients, row: Mapping[str, Any]) -> "_Work":
@@ -430,6 +445,7 @@ class _Work:
             provenance=kept["provenance"],
             hosts=_hosts(settings),
             allow_private=settings.allow_private_sources,
+            keys=_keys(settings),
         )
 
     def bring(self, keep: Keep, stop_at: float) -> tuple[StoredFile, ...] | None:
@@ -443,7 +459,7 @@ class _Work:
     def _transferred(self, keep: Keep, stop_at: float) -> Outcome:
         s3 = transfers.client() if self.source.startswith("s3://") else None
         return transfers.transfer_all(
-            sources.find(self.source, s3, self.hosts, self.allow_private),
+            sources.find(self.source, s3, self.hosts, self.allow_private, self.keys),
             self.destination,
             rules=self.rules,
             expected={file.path: file.sha256 for file in self.files if file.sha256},
@@ -490,6 +506,15 @@ def _hosts(settings: Settings) -> list[str]:
     return [host.strip() for host in settings.source_hosts.split(",") if host.strip()]
 
 
+def _keys(settings: Settings) -> dict[str, SecretStr]:
+    """The Hugging Face Hub's, where there is one, for repositories that aren't public."""
+    hub = routing.known_providers(settings)["huggingface"].tuning_url
+    try:
+        return {httpx.URL(hub).netloc.decode(): provider_key("huggingface")} if hub else {}
+    except Misconfigured:
+        return {}
+
+
 def _asked(progress: Mapping[str, Any]) -> list[Any]:
     """What was asked for, of what a row keeps of it."""
     return [progress["files"], list(progress["leaveOut"]), progress["allowPickle"]]
@@ -511,8 +536,12 @@ async def _version(db: AsyncPostgrestClient, row: Mapping[str, Any]) -> Version:
     return await registry.version(db, row["model_name"], row["version"])
 
 
-def _of_status(row: Mapping[str, Any]) -> str:
-    return {"ready": "exists", "deleted": "was deleted"}.get(row["status"], f"comes from {row.get('source')}")
+def _taken(model_name: str, row: Mapping[str, Any]) -> Conflict:
+    is_there = {"ready": "exists", "deleted": "was deleted"}.get(row["status"], f"comes from {row.get('source')}")
+    return Conflict(
+        f"version: {row['version']} of {model_name} {is_there}, and versions never change: choose another, or leave it"
+        " out."
+    )
 
 
 def _small_object(bucket: str, key: str) -> bytes:

@@ -27,13 +27,14 @@ STATE_SECONDS = 2  # of a request's time for the first look
 WIRES = {"openai": openai_compatible.connect, "replicate": replicate.connect, "runpod": runpod.connect}
 # MODEL_PROVIDERS adds to them; each has its key in <NAME>_API_KEY.
 PROVIDERS = {
-    "openai": Provider(base_url="https://api.openai.com/v1"),
-    "together": Provider(base_url="https://api.together.ai/v1"),
+    "openai": Provider(base_url="https://api.openai.com/v1", tuning_url="https://api.openai.com/v1"),
+    "together": Provider(base_url="https://api.together.ai/v1", tuning_url="https://api.together.ai/v1"),
     "groq": Provider(base_url="https://api.groq.com/openai/v1"),
     "huggingface": Provider(
         base_url="https://router.huggingface.co/v1",
         dedicated="https://*.endpoints.huggingface.cloud",
         hosting_url="https://api.endpoints.huggingface.cloud/v2",
+        tuning_url="https://huggingface.co",
     ),
     "replicate": Provider(base_url="https://api.replicate.com/v1", wire="replicate"),
     "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod", hosting_url="https://api.runpod.io/v2"),

@@ -31,13 +31,14 @@ class Provider(BaseModel):
     """A server of models: its address, without the path of a call, and its wire.
 
     `dedicated` is where else it serves models, each at an endpoint of its own, with * for what differs; such endpoints
-    are made at `hosting_url`.
+    are made at `hosting_url`. Models are fine-tuned at `tuning_url`.
     """
 
     base_url: Url
     wire: Literal["openai", "replicate", "runpod"] = "openai"
     dedicated: str | None = None
     hosting_url: Url | None = None
+    tuning_url: Url | None = None
 
 
 class ModelFacts(BaseModel):

@@ -1,17 +1,23 @@
-"""Where a model's files come from: `s3://bucket/key`, `s3://bucket/prefix/`, or `https://` at an allowed host."""
+"""Where a model's files come from: `s3://bucket/key`, `s3://bucket/prefix/`, or `https://` at an allowed host.
+
+`https://huggingface.co/owner/name/tree/revision` is all files of a repository; every other https address is one file.
+"""
 
 import ipaddress
+import json
 import re
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import httpx
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import SecretStr
 
 from shared.artifacts import FILES
 from shared.errors import SourceChanged, SourceRefused, StorageUnavailable
@@ -23,6 +29,8 @@ CHUNK_BYTES = 1024 * 1024
 REDIRECTS = 5
 TIMEOUT = httpx.Timeout(30, connect=5)
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+REPOSITORY = re.compile(r"/(\w[\w.-]*/\w[\w.-]*)/tree/(\w[\w.-]*)/?", re.ASCII)
+NO_KEYS: Mapping[str, SecretStr] = MappingProxyType({})
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address is in its last 32 bits
 
 
@@ -42,16 +50,25 @@ class Remote:
     chunks: Callable[[int, int], Iterator[bytes]]
 
 
-def find(address: str, s3: S3 | None, hosts: Collection[str] = (), allow_private: bool = False) -> list[Remote]:
+def find(
+    address: str,
+    s3: S3 | None,
+    hosts: Collection[str] = (),
+    allow_private: bool = False,
+    keys: Mapping[str, SecretStr] = NO_KEYS,
+) -> list[Remote]:
     """The files at the address, by path. `s3` is a client for `s3://`, as `transfers.client` makes it.
 
     `hosts` are the names `https://` may go to, with all redirects: "huggingface.co", "*.hf.co", "mirror.corp:8443".
     An address within private networks is refused, by what its name resolves to. `allow_private` lets loopback in, and
-    `http://` there: for tests. Raises `SourceRefused`.
+    `http://` there: for tests. `keys` are hosts' own, and go to no other. Raises `SourceRefused`.
     """
     check(address, hosts, allow_private)
     if not address.startswith("s3://"):
-        return [_download(address, hosts, allow_private)]
+        door = _Door(hosts, allow_private, keys)
+        url = _url(address)
+        page = REPOSITORY.fullmatch(url.path)
+        return _repository(url, page[1], page[2], door) if page else [_download(url, door)]
     bucket, _, key = address.removeprefix("s3://").partition("/")
     return _prefix(s3, bucket, key) if key.endswith("/") or not key else [_object(s3, bucket, key)]
 
@@ -150,12 +167,50 @@ def _ranged(path: str, size: int, etag: str, get: Callable[[int, int], Iterator[
 # --- https -----------------------------------------------------------------------------------------------------------
 
 
-def _download(address: str, hosts: Collection[str], allow_private: bool) -> Remote:
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Where `https://` may go, and with which keys."""
+
+    hosts: Collection[str]
+    allow_private: bool
+    keys: Mapping[str, SecretStr]
+
+    def open(self, url: httpx.URL) -> "_Pinned":
+        """Raises `SourceRefused` for a host that isn't allowed or isn't public."""
+        _check_host(url, self.hosts, self.allow_private)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        address = _resolved(url.raw_host.decode(), port, self.allow_private)
+        # No proxy: it would resolve the name again.
+        http = httpx.Client(timeout=TIMEOUT, trust_env=False)
+        return _Pinned(url, url.copy_with(host=address), http, self.keys.get(url.netloc.decode()))
+
+
+def _repository(url: httpx.URL, name: str, revision: str, door: _Door) -> list[Remote]:
+    """All files of a repository of the Hugging Face Hub, by its API."""
+    listing = url.copy_with(path=f"/api/models/{name}/tree/{revision}", query=b"recursive=true")
+    with door.open(listing).get() as answer:
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise StorageUnavailable(f"{url.host} can't be read for now.")
+        if answer.status_code != 200:
+            raise SourceRefused(f"{url.host} answered {answer.status_code} for {name}: correct the address.")
+        try:
+            entries = json.loads(answer.read())
+            paths = sorted(str(entry["path"]) for entry in entries if entry["type"] == "file")
+        except (ValueError, LookupError, TypeError, RecursionError, httpx.HTTPError) as error:
+            raise StorageUnavailable(f"{url.host} can't be understood for now.") from error
+        if len(paths) > FILES or "next" in answer.links:
+            raise SourceRefused(f"There are more than {FILES} files in {name}: leave them in its history.")
+    if not paths:
+        raise SourceRefused(f"There is nothing in {name} at {revision}: correct the address.")
+    found = [url.copy_with(raw_path=f"/{name}/resolve/{revision}/{quote(path)}".encode()) for path in paths]
+    return [replace(_download(each, door), path=path) for each, path in zip(found, paths, strict=True)]
+
+
+def _download(url: httpx.URL, door: _Door) -> Remote:
     """The file behind the address: what one request with a range says of it, after all redirects."""
-    url = _url(address)
     name = unquote(url.path).rpartition("/")[2] or "model"
     for _ in range(REDIRECTS):
-        pinned = _Pinned.open(url, hosts, allow_private)
+        pinned = door.open(url)
         with pinned.get(range(0, 1)) as answer:
             if answer.has_redirect_location:
                 url = _url(answer.headers["location"], url)
@@ -221,20 +276,14 @@ class _Pinned:
     url: httpx.URL
     address: httpx.URL
     http: httpx.Client
-
-    @classmethod
-    def open(cls, url: httpx.URL, hosts: Collection[str], allow_private: bool) -> "_Pinned":
-        """Raises `SourceRefused` for a host that isn't allowed or isn't public."""
-        _check_host(url, hosts, allow_private)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        address = _resolved(url.raw_host.decode(), port, allow_private)
-        # No proxy: it would resolve the name again.
-        return cls(url, url.copy_with(host=address), httpx.Client(timeout=TIMEOUT, trust_env=False))
+    key: SecretStr | None = field(repr=False)
 
     @contextmanager
     def get(self, span: range | None = None, etag: str = "") -> Iterator[httpx.Response]:
         """The answer, its body unread. Raises `StorageUnavailable`."""
         headers = {"host": self.url.netloc.decode(), "accept-encoding": "identity"}
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key.get_secret_value()}"
         if span is not None:
             headers["range"] = f"bytes={span.start}-{span.stop - 1}"
         if etag.startswith('"'):  # neither a weak tag nor a date may stand here

@@ -4,13 +4,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from functions.export_training_data import events
+from functions.export_training_data import events, fine_tunes
 from shared import deferred, exports, web
 from shared.exports import Erase, Erased, Export, Exported, Exports
 from shared.storage import SignedDownloads
 from shared.web import ActorOf, ClientsOf, Prefer
 
 router = APIRouter()
+router.include_router(fine_tunes.router)
 ExportId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 After = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
