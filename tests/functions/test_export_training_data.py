@@ -17,6 +17,7 @@ import pytest
 
 from infra.local.stack import Stack
 from tests.functions.corpus import PATH, Corpus
+from tests.functions.test_deferred import queue_of
 from tests.users import User
 
 ALL = ["alpaca", "openai", "openai_dpo", "sharegpt", "together", "together_dpo"]
@@ -406,21 +407,32 @@ def test_a_schedule_exports_what_is_new(corpus: Corpus) -> None:
     assert {export["actor"] for export in exports} == {"schedule"}
 
 
-def test_a_worker_goes_on_where_its_time_was_up(corpus: Corpus) -> None:
+def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> None:
     corpus.put_many(12_000)
-    answer = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async")
+    with queue_of(stack) as queue:
+        settings = {"EXPORT_QUEUE_URL": queue.url}
+        with stack.functions(**settings) as corpus.origin:
+            answer = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async")
+        corpus.origin, export_id, runs = stack.url, answer.json()["exportId"], 0
+        while corpus.call("GET", f"/{export_id}").json()["status"] != "ready":
+            for message in queue.take():
+                event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": message}]}
+                deliver(stack, event, seconds=5.5, **settings)  # half a second of work: the rest is kept for the end
+                runs += 1
+            assert runs < 60
 
-    assert answer.status_code == 202
-    assert answer.headers["location"] == f"{PATH}/{answer.json()['exportId']}"
-    assert corpus.until(answer.json()["exportId"])["rows"] == 12_000
+    assert (answer.status_code, answer.headers["location"]) == (202, f"{PATH}/{export_id}")
+    assert runs > 1
+    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(export_id)))
+    assert len(told) == 12_000 and set(told.values()) == {1}
 
 
-def deliver(stack: Stack, event: dict[str, Any]) -> None:
+def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings: str) -> None:
     """Invoke the function with an event, as Lambda does."""
     code = "import time; from functions.export_training_data.handler import handler;"
     code += "from infra.local.queue_worker import Context;"
-    code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + 60))"
-    environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": ""}
+    code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + {seconds}))"
+    environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": "", **settings}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)
 
 
