@@ -168,7 +168,7 @@ def export(stack: Stack, settings: Settings) -> Iterator[Exported]:
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         retire(connection, exported.model_name)
         connection.execute("delete from public.fine_tune_jobs where export_id = %s", [exported.id])
-        connection.execute("delete from public.training_exports where id = %s", [exported.id])
+        connection.execute("delete from public.training_exports where %s in (id, replaces)", [exported.id])
 
 
 @pytest.mark.anyio
@@ -466,7 +466,12 @@ async def test_files_of_an_export_that_was_replaced_meanwhile_are_not_sent(
     stand_ins["openai"].instead.append(("GET /v1/files", Response("", 503)))
     async with opened(settings) as clients:
         job = await export.start(clients, "openai")
-        export.sql("update public.training_exports set status = 'replaced' where id = %s", export.id)
+        successor = (
+            "insert into public.training_exports"
+            " (status, options, rules, collected_from, collected_until, to_collect, replaces)"
+            " values ('writing', '{}', 'r', '0', '0', 0, %s)"
+        )
+        export.sql(successor, export.id)
         await fine_tuning.carry_on(clients, job.id, 30)
         job = await fine_tuning.read(database.as_gateway(clients.http, settings), job.id)
 
