@@ -9,19 +9,21 @@ from typing import Any, LiteralString
 from uuid import uuid4
 
 import boto3
+import httpx
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from functions.export_training_data import fine_tunes
 from infra.local.stack import Stack
-from shared import database, fine_tuning, queue, registry
-from shared.clients import Clients
+from shared import database, fine_tuning, queue, registry, web
+from shared.clients import Clients, kept
 from shared.errors import Conflict, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
 from shared.fine_tuning import FineTune, Job
 from shared.models import Deadline
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.storage import Storage
 from shared.training_formats import Name, Row, write
 from tests.shared import model_files
@@ -541,6 +543,66 @@ async def test_what_is_missing_is_said_before_anything_is_begun(
     assert "OPENAI_API_KEY" in no_key.value.message
     assert no_param.value.message.startswith("params: suffix: ")
     assert export.jobs() == []
+
+
+@asynccontextmanager
+async def routed(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The routes in this process, asked with the secret key."""
+    load.cache_clear()
+    kept.cache_clear()
+    app: Any = web.create_app("export-training-data", fine_tunes.router)
+    headers = {"apikey": settings.supabase_secret_key.get_secret_value()}
+    url = "http://functions/functions/v1/export-training-data"
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url, headers=headers) as api:
+            yield api
+        await kept().http.aclose()
+    finally:
+        load.cache_clear()
+        kept.cache_clear()
+
+
+@pytest.mark.anyio
+async def test_a_job_is_begun_and_read_over_http(
+    settings: Settings, export: Exported, stand_ins: dict[str, Any]
+) -> None:
+    wanted = {"provider": "openai", "baseModel": BASE["openai"], "params": {"n_epochs": 2}, "version": "http"}
+    export.sql(
+        "update public.training_exports set options = %s, files = %s where id = %s",
+        *(Jsonb(export.described["options"]), Jsonb(export.described["files"]), export.id),
+    )
+    async with routed(settings) as api:
+        begun = await api.post(f"/{export.id}/fine-tune", json={**wanted, "modelName": export.model_name})
+        job = begun.json()
+        read = await api.get(begun.headers["location"].removeprefix("/functions/v1/export-training-data"))
+        checked = await api.post(f"/fine-tunes/{job['id']}/check")
+        listed = await api.get("/fine-tunes", params={"exportId": export.id})
+
+    assert (begun.status_code, job["status"], job["exportId"]) == (202, "ready", export.id)
+    assert (job["model"], job["version"], job["params"]) == (export.model_name, "http", {"n_epochs": 2})
+    assert begun.headers["location"].endswith(f"/fine-tunes/{job['id']}")
+    assert read.json() == checked.json() == job
+    assert listed.json() == {"jobs": [job], "next": None}
+
+
+@pytest.mark.anyio
+async def test_a_request_that_is_none_is_refused(settings: Settings, export: Exported, stack: Stack) -> None:
+    wanted = {"provider": "openai", "baseModel": "gpt"}
+    publishable = {"apikey": stack.keys.publishable}
+    async with routed(settings) as api:
+        answers = [
+            await api.post(f"/{export.id}/fine-tune", json=wanted, headers=publishable),
+            await api.get("/fine-tunes", headers=publishable),
+            await api.get("/fine-tunes/1", headers=publishable),
+            await api.post(f"/{2**62}/fine-tune", json=wanted),
+            await api.get(f"/fine-tunes/{2**62}"),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "provider": "groq"}),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "version": "../x"}),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "params": []}),
+            await api.post(f"/{export.id}/fine-tune", json={"provider": "openai"}),
+        ]
+
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 404, 404, 422, 422, 422, 422]
 
 
 def test_only_admins_read_the_jobs(stack: Stack, export: Exported) -> None:
