@@ -283,7 +283,7 @@ async def _go_on(clients: Clients, hold: "_Hold", deadline: Deadline) -> None:
         await _send(clients, hold, trainer, api, order)
     if hold.row["status"] == "training":
         await _look(hold, trainer, api, order)
-    if hold.row["status"] == "deploying":
+    if hold.row["status"] == "deploying" and deadline.remaining() > deployments.NOTE_SECONDS:
         await _deploy(clients, hold, deadline)
 
 

@@ -7,10 +7,12 @@ import ipaddress
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote
@@ -181,8 +183,14 @@ class _Door:
         port = url.port or (443 if url.scheme == "https" else 80)
         address = _resolved(url.raw_host.decode(), port, self.allow_private)
         # No proxy: it would resolve the name again.
-        http = httpx.Client(timeout=TIMEOUT, trust_env=False)
+        http = httpx.Client(timeout=TIMEOUT, trust_env=False, verify=_trusted())
         return _Pinned(url, url.copy_with(host=address), http, self.keys.get(url.netloc.decode()))
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities of certificates, read once and not for each file."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _repository(url: httpx.URL, name: str, revision: str, door: _Door) -> list[Remote]:

@@ -66,6 +66,25 @@ alter table private.fine_tune_leases enable row level security;
 
 grant select, insert, update, delete on private.fine_tune_leases to service_role;
 
+-- An export's status; one that is about to be replaced counts as replaced, for somebody's rows are to leave it.
+create function private.status_of_export(export public.training_exports)
+returns text
+language sql
+stable
+set search_path = ''
+as $$
+  select case
+    when export.status = 'ready' and exists (
+      select from public.training_exports as successors
+      where successors.replaces = export.id and successors.status <> 'failed'
+    ) then 'replaced'
+    else export.status
+  end
+$$;
+
+revoke all on function private.status_of_export(public.training_exports) from public, anon, authenticated;
+grant execute on function private.status_of_export(public.training_exports) to service_role;
+
 -- A job is begun once, however often it is asked for: by the same request the one there is. One that has failed or was
 -- cancelled is no reason not to begin anew. One of these, with the job's columns:
 --   {"outcome": "begun" | "again"}
@@ -88,7 +107,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  export_status text;
+  export public.training_exports;
   job public.fine_tune_jobs;
 begin
   perform pg_advisory_xact_lock(hashtextextended('fine-tune:' || begin_fine_tune.model_name, 0));
@@ -106,15 +125,15 @@ begin
     return to_jsonb(job) || jsonb_build_object('outcome', 'again');
   end if;
 
-  -- Locked, so that nobody replaces the export's files before the job is there to be found by them.
-  select rows.status into export_status from public.training_exports as rows
-  where rows.id = begin_fine_tune.export_id
+  -- Locked, so that nobody takes rows out of the export before the job is there to be found by it.
+  select * into export from public.training_exports as exports
+  where exports.id = begin_fine_tune.export_id
   for share;
   if not found then
     return jsonb_build_object('outcome', 'unknown');
   end if;
-  if export_status <> 'ready' then
-    return jsonb_build_object('outcome', 'not_ready', 'status', export_status);
+  if private.status_of_export(export) <> 'ready' then
+    return jsonb_build_object('outcome', 'not_ready', 'status', private.status_of_export(export));
   end if;
   if begin_fine_tune.version is not null and (
     exists (
@@ -199,7 +218,8 @@ begin
 
   return to_jsonb(job) || jsonb_build_object(
     'outcome', 'claimed',
-    'export_status', (select rows.status from public.training_exports as rows where rows.id = job.export_id)
+    'export_status',
+    (select private.status_of_export(exports) from public.training_exports as exports where exports.id = job.export_id)
   );
 end
 $$;

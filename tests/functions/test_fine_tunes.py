@@ -9,19 +9,21 @@ from typing import Any, LiteralString
 from uuid import uuid4
 
 import boto3
+import httpx
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from functions.export_training_data import fine_tunes
 from infra.local.stack import Stack
-from shared import database, fine_tuning, queue, registry
-from shared.clients import Clients
+from shared import database, fine_tuning, queue, registry, web
+from shared.clients import Clients, kept
 from shared.errors import Conflict, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
 from shared.fine_tuning import FineTune, Job
 from shared.models import Deadline
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.storage import Storage
 from shared.training_formats import Name, Row, write
 from tests.shared import model_files
@@ -168,7 +170,7 @@ def export(stack: Stack, settings: Settings) -> Iterator[Exported]:
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         retire(connection, exported.model_name)
         connection.execute("delete from public.fine_tune_jobs where export_id = %s", [exported.id])
-        connection.execute("delete from public.training_exports where id = %s", [exported.id])
+        connection.execute("delete from public.training_exports where %s in (id, replaces)", [exported.id])
 
 
 @pytest.mark.anyio
@@ -466,7 +468,12 @@ async def test_files_of_an_export_that_was_replaced_meanwhile_are_not_sent(
     stand_ins["openai"].instead.append(("GET /v1/files", Response("", 503)))
     async with opened(settings) as clients:
         job = await export.start(clients, "openai")
-        export.sql("update public.training_exports set status = 'replaced' where id = %s", export.id)
+        successor = (
+            "insert into public.training_exports"
+            " (status, options, rules, collected_from, collected_until, to_collect, replaces)"
+            " values ('writing', '{}', 'r', '0', '0', 0, %s)"
+        )
+        export.sql(successor, export.id)
         await fine_tuning.carry_on(clients, job.id, 30)
         job = await fine_tuning.read(database.as_gateway(clients.http, settings), job.id)
 
@@ -536,6 +543,66 @@ async def test_what_is_missing_is_said_before_anything_is_begun(
     assert "OPENAI_API_KEY" in no_key.value.message
     assert no_param.value.message.startswith("params: suffix: ")
     assert export.jobs() == []
+
+
+@asynccontextmanager
+async def routed(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The routes in this process, asked with the secret key."""
+    load.cache_clear()
+    kept.cache_clear()
+    app: Any = web.create_app("export-training-data", fine_tunes.router)
+    headers = {"apikey": settings.supabase_secret_key.get_secret_value()}
+    url = "http://functions/functions/v1/export-training-data"
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url, headers=headers) as api:
+            yield api
+        await kept().http.aclose()
+    finally:
+        load.cache_clear()
+        kept.cache_clear()
+
+
+@pytest.mark.anyio
+async def test_a_job_is_begun_and_read_over_http(
+    settings: Settings, export: Exported, stand_ins: dict[str, Any]
+) -> None:
+    wanted = {"provider": "openai", "baseModel": BASE["openai"], "params": {"n_epochs": 2}, "version": "http"}
+    export.sql(
+        "update public.training_exports set options = %s, files = %s where id = %s",
+        *(Jsonb(export.described["options"]), Jsonb(export.described["files"]), export.id),
+    )
+    async with routed(settings) as api:
+        begun = await api.post(f"/{export.id}/fine-tune", json={**wanted, "modelName": export.model_name})
+        job = begun.json()
+        read = await api.get(begun.headers["location"].removeprefix("/functions/v1/export-training-data"))
+        checked = await api.post(f"/fine-tunes/{job['id']}/check")
+        listed = await api.get("/fine-tunes", params={"exportId": export.id})
+
+    assert (begun.status_code, job["status"], job["exportId"]) == (202, "ready", export.id)
+    assert (job["model"], job["version"], job["params"]) == (export.model_name, "http", {"n_epochs": 2})
+    assert begun.headers["location"].endswith(f"/fine-tunes/{job['id']}")
+    assert read.json() == checked.json() == job
+    assert listed.json() == {"jobs": [job], "next": None}
+
+
+@pytest.mark.anyio
+async def test_a_request_that_is_none_is_refused(settings: Settings, export: Exported, stack: Stack) -> None:
+    wanted = {"provider": "openai", "baseModel": "gpt"}
+    publishable = {"apikey": stack.keys.publishable}
+    async with routed(settings) as api:
+        answers = [
+            await api.post(f"/{export.id}/fine-tune", json=wanted, headers=publishable),
+            await api.get("/fine-tunes", headers=publishable),
+            await api.get("/fine-tunes/1", headers=publishable),
+            await api.post(f"/{2**62}/fine-tune", json=wanted),
+            await api.get(f"/fine-tunes/{2**62}"),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "provider": "groq"}),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "version": "../x"}),
+            await api.post(f"/{export.id}/fine-tune", json={**wanted, "params": []}),
+            await api.post(f"/{export.id}/fine-tune", json={"provider": "openai"}),
+        ]
+
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 404, 404, 422, 422, 422, 422]
 
 
 def test_only_admins_read_the_jobs(stack: Stack, export: Exported) -> None:

@@ -53,9 +53,8 @@ def note(service: Client, id: int, worker: str, **changes: Any) -> dict[str, Any
 def test_a_request_makes_one_job(service: Client, export_id: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         told = list(pool.map(lambda _: begin(service, export_id), range(8)))
-    others = [
-        begin(service, export_id, **other) for other in ({"params": {}}, {"base_model": "b"}, {"method": "supervised"})
-    ]
+    different: list[dict[str, Any]] = [{"params": {}}, {"base_model": "b"}, {"method": "supervised"}]
+    others = [begin(service, export_id, **each) for each in different]
 
     assert sorted(each["outcome"] for each in told) == ["again"] * 7 + ["begun"]
     assert len({each["id"] for each in told}) == 1
