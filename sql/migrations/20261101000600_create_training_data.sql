@@ -38,7 +38,9 @@ comment on column public.training_data.user_id is 'Whose conversation it is.';
 comment on column public.training_data.model_version is 'Which model answered.';
 comment on column public.training_data.asked_at is 'When the conversation was begun.';
 comment on column public.training_data.turns is 'The turns before it, the oldest first: [[question, answer], …].';
-comment on column public.training_data.votes is 'Likes less dislikes of all the rows with the same content_hash.';
+comment on column public.training_data.votes is
+  'Likes less dislikes of all the rows with the same content_hash; null in a duplicate, for the row that is kept has'
+  ' them.';
 comment on column public.training_data.merit is 'How good it is, whatever its user said.';
 comment on column public.training_data.split is 'Which half its user belongs to.';
 comment on column public.training_data.question_hash is 'The same where the questions are, but for spelling.';
@@ -50,7 +52,7 @@ comment on column public.training_data.signature is
 comment on column public.training_data.dropped is
   'Why it is not learned from: conflict, disliked, duplicate and near_duplicate are said of it beside other rows, all'
   ' else of itself; null: it is good.';
-comment on column public.training_data.duplicate_of is 'The row that is kept in its stead.';
+comment on column public.training_data.duplicate_of is 'The row that was kept in its stead, which may since be a duplicate of a better one.';
 comment on column public.training_data.redactions is 'How often what was hidden: {"email": 1}.';
 comment on column public.training_data.changed_in is
   'The last transaction that changed its text, its score or whether it is dropped.';

@@ -32,9 +32,10 @@ revoke all on function private.queue_for_corpus() from public, anon, authenticat
 grant execute on function private.queue_for_corpus() to service_role;
 
 -- Decides anew which rows are kept of those that say the same, and what they are worth: of these content_hashes, and
--- of what was too much like the rows that are `gone`. Rows that are dropped for themselves have no say. As many likes
--- as dislikes are a conflict; more dislikes, and all are disliked; else the one with the most merit is kept, of several
--- the newest. A row without a conversation counts as liked. For those who have queued.
+-- of what was too much like the rows that are `gone`, or aren't what they were. Rows that are dropped for themselves
+-- have no say. As many likes as dislikes are a conflict; more dislikes, and all are disliked; else the one with the
+-- most merit is kept, of several the newest. A row without a conversation counts as liked. Few rows are written, however
+-- many say the same: a duplicate stays one of the row that it became one of. For those who have queued.
 create function private.settle_groups(hashes bytea[], gone bigint[] default '{}')
 returns void
 language plpgsql
@@ -71,7 +72,7 @@ begin
 
   judged as (
     select
-      id, votes, best, duplicate_of as was_duplicate_of,
+      id, votes, best, dropped as was_dropped, duplicate_of as was_duplicate_of,
       round((merit + case when votes > 0 then 0.4 when votes = 0 then 0.2 else 0 end) * 10000) / 10000 as quality_score,
       case
         when likes = dislikes and likes > 0 then 'conflict'
@@ -84,8 +85,14 @@ begin
 
   told as (
     select
-      id, votes, quality_score, dropped,
-      case dropped when 'duplicate' then best when 'near_duplicate' then was_duplicate_of end as duplicate_of
+      id, quality_score, dropped,
+      case when dropped is distinct from 'duplicate' then votes end as votes,
+      case
+        when dropped = 'near_duplicate' then was_duplicate_of
+        when dropped = 'duplicate' and was_dropped = 'duplicate' and not was_duplicate_of = any(coalesce(gone, '{}'))
+          then was_duplicate_of
+        when dropped = 'duplicate' then best
+      end as duplicate_of
     from judged
   ),
 

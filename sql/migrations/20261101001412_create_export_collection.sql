@@ -54,15 +54,19 @@ begin
     'rows', coalesce(json_agg(
       json_build_array(
         rated.id, rated.user_id, rated.message, rated.response, rated.feedback, rated.status, rated.error_code,
-        jsonb_array_length(rated.context_used), jsonb_array_length(rated.flags), earlier.turns
+        jsonb_array_length(rated.context_used), jsonb_array_length(rated.flags),
+        case cardinality(earlier.turns)
+          when 1 then earlier.turns
+          when 2 then array[earlier.turns[2], earlier.turns[1]]
+          when 3 then array[earlier.turns[3], earlier.turns[2], earlier.turns[1]]
+        end
       ) order by rated.changed_in, rated.id
     ), '[]'),
     'next', case
-      when count(*) >= page_rows
-        then json_build_array(
-          (array_agg(rated.changed_in order by rated.changed_in desc, rated.id desc))[1]::text,
-          (array_agg(rated.id order by rated.changed_in desc, rated.id desc))[1]
-        )
+      when count(*) >= page_rows then json_build_array(
+        (array_agg(rated.changed_in::text order by rated.changed_in, rated.id))[page_rows],
+        (array_agg(rated.id order by rated.changed_in, rated.id))[page_rows]
+      )
     end
   )
   into page
@@ -76,16 +80,16 @@ begin
     order by conversations.changed_in, conversations.id
     limit page_rows
   ) as rated
-  left join lateral (
-    select json_agg(json_build_array(turn.message, turn.response) order by turn.id) as turns
-    from (
-      select others.id, others.message, others.response from public.conversations as others
+  cross join lateral (  -- the newest first, for most have none, and a sort of each would take the longest
+    select array(
+      select json_build_array(others.message, others.response) from public.conversations as others
       where others.user_id = rated.user_id and others.thread_id = rated.thread_id and others.id < rated.id
         and others.status = 'complete'
       order by others.id desc
       limit 3
-    ) as turn
-  ) as earlier on true;
+    ) as turns
+    offset 0
+  ) as earlier;
   return page;
 end
 $$;
@@ -114,7 +118,9 @@ as $$
     given ->> 6,
     decode(given ->> 7, 'hex'),
     decode(given ->> 8, 'hex'),
-    translate(given ->> 9, '[]', '{}')::bigint[],
+    case when jsonb_typeof(given -> 9) = 'array' then array[
+      (given -> 9 -> 0)::bigint, (given -> 9 -> 1)::bigint, (given -> 9 -> 2)::bigint, (given -> 9 -> 3)::bigint
+    ] end,
     decode(given ->> 10, 'hex'),
     given ->> 11,
     nullif(given -> 12, 'null')
@@ -130,13 +136,14 @@ grant execute on function private.assessed_rows(jsonb) to service_role;
 create function private.put_conversations(
   rows jsonb, changed_before xid8, out hashes bytea[], out gone bigint[]
 )
-language sql
+language plpgsql
 set search_path = ''
 set enable_seqscan = off  -- a plan made when the table was small would stay
 set enable_hashjoin = off
 set enable_mergejoin = off
 set work_mem = '32MB'
 as $$
+begin
   with page as materialized (
     select
       given.id as conversation_id, given.turns, given.merit, given.tags, given.split, given.question_hash,
@@ -193,7 +200,7 @@ as $$
       redactions = page.redactions,
       changed_in = pg_current_xact_id()
     from page
-    where known.id = page.known_id
+    where page.known_id is not null and known.id = page.known_id
       and (
         known.instruction, known.output, known.turns, known.merit, known.tags, known.split, known.question_hash,
         known.content_hash, known.near_keys, known.signature, known.redactions, known.model_version, known.user_id,
@@ -211,6 +218,7 @@ as $$
   )
 
   select array_agg(touched.content_hash), (select array_agg(changed.id) from changed)
+  into hashes, gone
   from (
     select known_hash as content_hash from page where known_id is not null
     union all
@@ -221,7 +229,8 @@ as $$
       and exists (select from public.training_data as twin where twin.content_hash = page.content_hash)
     union all
     select content_hash from page where known_id is null group by content_hash having count(*) > 1
-  ) as touched
+  ) as touched;
+end
 $$;
 
 revoke all on function private.put_conversations(jsonb, xid8) from public, anon, authenticated;

@@ -10,27 +10,28 @@ stable
 set search_path = ''
 set work_mem = '128MB'
 as $$
-  with candidates as (
-    select rows.id, rows.quality_score, keys.key, keys.place
-    from public.training_data as rows
-    cross join lateral unnest(rows.near_keys) with ordinality as keys (key, place)
+  with candidates as not materialized (
+    select rows.id, rows.quality_score, rows.near_keys from public.training_data as rows
     where (rows.dropped is null or rows.dropped = 'near_duplicate') and rows.content_hash is not null
   ),
 
-  shared_keys as (
-    select candidates.key, candidates.place from candidates
-    group by candidates.key, candidates.place
-    having count(*) > 1
+  -- Most keys are had once, and sorting the keys alone is the fastest way to find the others.
+  sorted_keys as (
+    select keys.key, lag(keys.key) over (order by keys.key) as key_before
+    from candidates cross join lateral unnest(candidates.near_keys) as keys (key)
   ),
+
+  shared_keys as materialized (select distinct key from sorted_keys where key = key_before),
 
   compared as (
     select distinct
       candidates.id,
       first_value(candidates.id) over (
-        partition by candidates.place, candidates.key order by candidates.quality_score desc, candidates.id desc
+        partition by keys.place, keys.key order by candidates.quality_score desc, candidates.id desc
       ) as better_id
     from candidates
-    inner join shared_keys on shared_keys.key = candidates.key and shared_keys.place = candidates.place
+    cross join lateral unnest(candidates.near_keys) with ordinality as keys (key, place)
+    inner join shared_keys on shared_keys.key = keys.key
   )
 
   select distinct on (compared.id) compared.id, compared.better_id

@@ -32,6 +32,7 @@ from tests.functions import anybody
 from tests.functions.deployments import PATH, Registry
 from tests.functions.test_deferred import queue_of
 from tests.shared.model_files import CONFIG, tar_gz, weights
+from tests.sql import put_export
 from tests.stand_ins import serving
 from tests.users import User
 
@@ -48,7 +49,12 @@ def announced(files: dict[str, bytes]) -> list[dict[str, Any]]:
 
 
 def test_a_training_jobs_output_becomes_a_version(registry: Registry) -> None:
-    answer = registry.deploy(registry.put(FILES), metrics={"loss": 0.5}, trainingDataSize=120, datasetExportId=3)
+    with psycopg.connect(registry.stack.database_url) as database:
+        export_id = put_export(database)
+
+    answer = registry.deploy(
+        registry.put(FILES), metrics={"loss": 0.5}, trainingDataSize=120, datasetExportId=export_id
+    )
 
     assert answer.status_code == 201, answer.text
     assert answer.headers["location"] == f"{PATH}/{registry.name}/v1"
@@ -56,7 +62,7 @@ def test_a_training_jobs_output_becomes_a_version(registry: Registry) -> None:
     assert (version["version"], version["status"], version["baseModel"]) == ("v1", "ready", "llama-3.1-8b")
     assert version["storagePath"] == f"ai-models/{registry.name}/v1"
     assert version["sizeBytes"] == sum(map(len, FILES.values()))
-    assert (version["trainingDataSize"], version["datasetExportId"]) == (120, 3)
+    assert (version["trainingDataSize"], version["datasetExportId"]) == (120, export_id)
     assert version["performanceMetrics"] == {"training": {"loss": 0.5}}
     assert {file["path"]: file["sha256"] for file in version["files"]} == {
         path: sha256(content) for path, content in FILES.items()

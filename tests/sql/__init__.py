@@ -81,6 +81,25 @@ def put_versions(database: psycopg.Connection, model_name: str, versions: Mappin
             database.execute(insert, row)
 
 
+def put_export(database: psycopg.Connection, **columns: Any) -> int:
+    """An export as if it had been made; gives its id."""
+    row = {
+        "options": "{}",
+        "rules": "any",
+        "collected_from": "0",
+        "collected_until": "0",
+        "to_collect": 0,
+        "status": "ready",
+        **columns,
+    }
+    insert = sql.SQL("insert into public.training_exports ({}) values ({}) returning id").format(
+        sql.SQL(", ").join(map(sql.Identifier, row)), sql.SQL(", ").join(map(sql.Placeholder, row))
+    )
+    found = database.execute(insert, row).fetchone()
+    assert found
+    return int(found[0])
+
+
 def retire(database: psycopg.Connection, model_name: str) -> None:
     """Delete a model's versions; no test of those that follow is answered by one of them."""
     database.execute(

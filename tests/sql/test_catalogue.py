@@ -245,9 +245,11 @@ def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(databa
         "private.put_document",
         "private.queue_as_writer",
         "private.reserve_turn",
+        "private.set_training_consent",
         "private.summarize_model_calls",
         "put_documents",
         "read_conversation",
+        "set_training_consent",
         "stage_embeddings",
         "use_embedding_model",
     ]

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from supabase import Client
 
-from tests.sql import DENIED, put_versions, refusal, refusal_message, rows
+from tests.sql import DENIED, put_export, put_versions, refusal, refusal_message, rows
 from tests.sql.models import ARTIFACT, PROVIDER, Family
 
 UNIQUE, INVALID = "23505", "22023"
@@ -20,7 +20,6 @@ COLUMNS: dict[str, Any] = {
     "performance_metrics": {"accuracy": 0.9},
     "source": SOURCE,
     "content_type": "application/x-tar",
-    "dataset_export_id": 3,
     "storage_path": "models/ton/v1",
     "sha256": "c" * 64,
     "size_bytes": 9,
@@ -174,12 +173,14 @@ def test_an_active_version_is_not_taken_from_its_canary(family: Family) -> None:
         {"files": []},
         {"source": "elsewhere"},
         {"content_type": "text/plain"},
-        {"dataset_export_id": 4},
+        {"dataset_export_id": None},
     ],
     ids=str,
 )
-def test_a_version_that_is_ready_does_not_change(family: Family, change: dict[str, Any]) -> None:
-    finish(family, begun(family, **COLUMNS))
+def test_a_version_that_is_ready_does_not_change(
+    family: Family, database: psycopg.Connection, change: dict[str, Any]
+) -> None:
+    finish(family, begun(family, **COLUMNS, dataset_export_id=put_export(database)))
     before = family.row("v1")
 
     told = refusal_message(family.table().update(change).eq("id", before["id"]))
@@ -234,8 +235,10 @@ def test_a_version_that_has_users_is_not_deleted(family: Family) -> None:
     assert len(rows(family.table().delete().eq("id", family.row("v3")["id"]))) == 1
 
 
-def test_a_version_is_registered_with_its_columns(family: Family) -> None:
-    registered = family.register("v1", actor="ci", **COLUMNS)
+def test_a_version_is_registered_with_its_columns(family: Family, database: psycopg.Connection) -> None:
+    dataset = {"dataset_export_id": put_export(database)}
+
+    registered = family.register("v1", actor="ci", **COLUMNS, **dataset)
 
     row = family.row("v1")
     told = {name: COLUMNS[name] for name in ("source", "content_type", "storage_path", "sha256", "size_bytes")}
@@ -250,7 +253,7 @@ def test_a_version_is_registered_with_its_columns(family: Family) -> None:
         "progress": None,
         "failure": None,
     }
-    assert {name: row[name] for name in COLUMNS} == COLUMNS
+    assert {name: row[name] for name in (*COLUMNS, *dataset)} == COLUMNS | dataset
     assert (row["deployed_at"], row["is_active"], row["traffic_weight"]) == (None, False, None)
     assert family.history("actor") == [("registered", "v1", "ci")]
 

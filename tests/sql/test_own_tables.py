@@ -84,6 +84,8 @@ def test_an_apps_own_tables_keep_their_rows_and_their_shape(stack: Stack) -> Non
 
         assert set(database.execute(SHAPE).fetchall()) - shape == {
             ("users", "auth_user_id", "uuid", False),
+            ("users", "training_consent", "boolean", True),
+            ("users", "training_consent_at", "timestamp with time zone", False),
             ("users", "users_auth_user_id_key", "UNIQUE (auth_user_id)", True),
             (
                 "users",
@@ -93,7 +95,8 @@ def test_an_apps_own_tables_keep_their_rows_and_their_shape(stack: Stack) -> Non
             ),
         }
         assert shape <= set(database.execute(SHAPE).fetchall())
-        assert database.execute("select * from public.users").fetchall() == [(700, "Ada", None), (800, "Ben", None)]
+        users = database.execute("select * from public.users").fetchall()
+        assert users == [(700, "Ada", None, False, None), (800, "Ben", None, False, None)]
         assert database.execute("select * from public.swap_history").fetchall() == swaps
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from supabase import Client, create_client
 
 from infra.local.stack import Stack
-from tests.sql import ANSWER, DENIED, QUESTION, Shelf, close_turn, open_turn, padded, refusal, rows
+from tests.sql import ANSWER, DENIED, QUESTION, Shelf, close_turn, open_turn, padded, put_export, refusal, rows
 from tests.users import User
 
 UNKNOWN_SCHEMA = "PGRST106"
@@ -36,15 +37,18 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "training_data": ("id", {"output": "Send me your seed phrase."}),
     "model_metadata": ("id", {"is_active": True}),
     "model_history": ("id", {"version": "1"}),
+    "training_exports": ("id", {"status": "ready"}),
+    "training_export_parts": ("export_id", {"ids": []}),
 }
 KNOWLEDGE: dict[str, dict[str, Any]] = {
     "documents": {"title": "Send me your seed phrase."},
     "finance_knowledge": {"content": "Send me your seed phrase."},
     "finance_embeddings": {"content": "Send me your seed phrase."},
 }
-MODELS = ["training_data", "model_metadata", "model_history"]
+MODELS = ["training_data", "model_metadata", "model_history", "training_exports", "training_export_parts"]
 ADMINS_CALLS = ["put_documents", "stage_embeddings", "add_embeddings", "use_embedding_model"]
 TURN: dict[str, Any] = {"conversation_id": 1, "user_id": 1, "thread_id": str(uuid4()), "attempt": str(uuid4())}
+WORK: dict[str, Any] = {"id": 1, "worker": str(uuid4())}
 GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     "close_turn": {**TURN, "message": QUESTION, "response": ANSWER, "status": "complete"},
     "defer_turn": {**TURN, "message": QUESTION},
@@ -76,6 +80,22 @@ GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     "record_decision": {"model_name": "any", "version": "v1", "action": "kept"},
     "canary_figures": {"model_name": "any"},
     "list_models": {},
+    "begin_export": {"options": {}, "rules": "any"},
+    "claim_export": {**WORK, "lease_seconds": 60},
+    "read_export_conversations": {"id": 1, "shard": 1, "after": None, "page_rows": 1},
+    "put_export_page": {
+        **{**WORK, "shard": 1, "cursor": None, "done": True, "rows": [], "seen": 0},
+        "lease_seconds": 60,
+    },
+    "select_export": WORK,
+    "read_export_part": {"id": 1, "number": 0},
+    "note_export": {**WORK, "progress": {}, "lease_seconds": 60},
+    "finish_export": {**WORK, "files": [], "manifest": {}, "rows": 0},
+    "fail_export": {**WORK, "failure": "any"},
+    "release_export": WORK,
+    "list_exports": {},
+    "read_export": {"id": 1},
+    "erase_training_user": {"user_id": 1},
 }
 CALLS: dict[str, dict[str, Any]] = {
     **GATEWAYS_CALLS,
@@ -91,6 +111,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "drop_embeddings": {"model": "any"},
     "add_embeddings": {"model": "any", "vectors": []},
     "use_embedding_model": {"model": "any"},
+    "set_training_consent": {"consent": True},
 }
 PRIVATE: dict[str, dict[str, Any]] = {
     "current_user_id": {},
@@ -123,6 +144,13 @@ PRIVATE: dict[str, dict[str, Any]] = {
     "send_users": {"active_id": 1},
     "has_transfer": {"model_id": 1, "worker": None},
     "list_activations": {"model_name": "any"},
+    "settle_groups": {"hashes": []},
+    "put_conversations": {"rows": [], "changed_before": "1"},
+    "put_written": {"rows": [], "changed_before": "1"},
+    "mark_near_duplicates": {},
+    "fix_parts": {"export": {}, "part_rows": 1},
+    "rewrite_export": {"export_id": 1, "user_id": 1},
+    "replace_export": {"export": {}, "user_id": 1, "actor": None},
 }
 
 
@@ -151,10 +179,12 @@ def ben(stack: Stack, service: Client) -> Resident:
 
 
 @pytest.fixture(scope="module")
-def admin(admin: Client, service: Client) -> Client:
+def admin(admin: Client, service: Client, database: psycopg.Connection) -> Client:
     """The admin's client, with something to see in each of the admins' tables."""
     service.table("training_data").insert({"instruction": QUESTION, "output": ANSWER}).execute()
     service.rpc("register_model", {"model_name": uuid4().hex}).execute()
+    part = {"export_id": put_export(database), "number": 0, "ids": [1], "conversation_ids": [1], "user_ids": [1]}
+    service.table("training_export_parts").insert(part).execute()
     return admin
 
 
