@@ -35,6 +35,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 from rensa import RMinHash
@@ -55,7 +56,7 @@ MOST_TOKENS = 4096  # a row's, with its question
 PERMUTATIONS, BANDS, BAND_ROWS, SHINGLE_WORDS = 64, 4, 4, 3
 PRIME = 2**61 - 1
 SEED = 1997
-SIGNED_AT_ONCE = 200  # conversations; with more their shingles leave the processor's cache
+AT_ONCE = 100  # conversations; with more their words leave the processor's cache
 
 SHORT_CHARACTERS, LONG_CHARACTERS, ENDLESS_CHARACTERS = 40, 2_000, 8_000
 FOR_GROUNDING, FOR_LENGTH, FOR_LANGUAGE = 0.3, 0.15, 0.15
@@ -139,69 +140,86 @@ def assess_page(
     Rows come as `Conversation`s or as the lists that JSON has for them, and leave as an `Assessed`'s plain tuple, for
     orjson writes no other.
     """
-    page: list[tuple[Any, ...]] = []
-    unsigned: list[tuple[tuple[Any, ...], list[bytes]]] = []
-    for row in conversations:
-        unsigned.append(_assess(row, known))
-        if len(unsigned) == SIGNED_AT_ONCE:
-            page += _signed(unsigned)
-            unsigned = []
-    return page + _signed(unsigned)
+    rows = iter(conversations)
+    return [assessed for few in iter(lambda: list(islice(rows, AT_ONCE)), []) for assessed in _assess(few, known)]
 
 
-def _assess(row: Sequence[Any], known: frozenset[tuple[Kind, str]]) -> tuple[tuple[Any, ...], list[bytes]]:
-    """An `Assessed` without what comes of its shingles, and these; none of what is dropped."""
-    id, user_id, asked, said, _, status, error_code, passages, flags, turns = row
-    said = said or ""
-    earlier = [text for message, response in turns or () for text in (message, grounding.uncited(response))]
-    texts = [*earlier, asked, grounding.uncited(said)]
-    redactions = None
-    if redaction.is_suspected(texts):
-        redactor = Redactor(known)
-        texts = redactor.redact_all(texts)
-        redactions = dict(redactor.counts) or None
-    question, answer = texts[-2:]
-    asked_words, said_words = words_of(question), words_of(answer)
-    asked_in, said_in = language(question, asked_words), language(answer, said_words)
-    cited = grounding.cited(said)
-    dropped = drop_reason(question, answer, status, error_code, flags)
+class Clean(NamedTuple):
+    """A conversation's texts as they are kept, and how often something of a kind was replaced in them."""
+
+    question: str
+    answer: str
+    turns: list[list[str]] | None
+    redactions: dict[Kind, int] | None
+
+
+def _assess(rows: list[Sequence[Any]], known: frozenset[tuple[Kind, str]]) -> list[tuple[Any, ...]]:
+    """One thing for all of the rows after the other, for each has its own tables to look at."""
+    texts = [_clean(question, answer or "", turns, known) for _, _, question, answer, *_, turns in rows]
+    reasons = [drop_reason(clean, row[5], row[6], row[8]) for clean, row in zip(texts, rows, strict=True)]
+    words = [(words_of(clean.question), words_of(clean.answer)) for clean in texts]
+    kept = [shingles(asked + said) for (asked, said), reason in zip(words, reasons, strict=True) if not reason]
+    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(kept, PERMUTATIONS, SEED).to_rows())
+    return [
+        _assessed(row, clean, asked, said, reason, None if reason else next(minima))
+        for row, clean, (asked, said), reason in zip(rows, texts, words, reasons, strict=True)
+    ]
+
+
+def _clean(
+    question: str, said: str, turns: Sequence[Sequence[str]] | None, known: frozenset[tuple[Kind, str]]
+) -> Clean:
+    answer = grounding.uncited(said)
+    earlier = [[message, grounding.uncited(response)] for message, response in turns] if turns else None
+    texts = [*chain.from_iterable(earlier or ()), question, answer]
+    if not redaction.is_suspected(texts):
+        return Clean(question, answer, earlier, None)
+    redactor = Redactor(known)
+    *before, question, answer = redactor.redact_all(texts)
+    earlier = [before[at : at + 2] for at in range(0, len(before), 2)] or None
+    return Clean(question, answer, earlier, dict(redactor.counts) or None)
+
+
+def _assessed(
+    row: Sequence[Any],
+    clean: Clean,
+    asked: list[bytes],
+    said: list[bytes],
+    reason: Reason | None,
+    minima: list[int] | None,
+) -> tuple[Any, ...]:
+    id, user_id, question, answer, _, _, _, passages, flags, _ = row
+    asked_in, said_in = language(clean.question, asked), language(clean.answer, said)
+    cited = grounding.cited(answer or "")
     tags = [f"lang:{asked_in or said_in}"] if asked_in or said_in else []
-    if earlier:
+    if clean.turns:
         tags.append("multi_turn")
     if cited:
         tags.append("grounded")
-    if redactions:
+    if clean.redactions:
         tags.append("redacted")
     merit = (
         FOR_GROUNDING * (0 if flags or not all(1 <= number <= passages for number in cited) else 1 if cited else 0.5)
-        + FOR_LENGTH * _length(len(answer))
+        + FOR_LENGTH * _length(len(clean.answer))
         + FOR_LANGUAGE * (0.5 if asked_in is None or said_in is None else asked_in == said_in)
     )
-    plain_question, plain_answer = b" ".join(asked_words), b" ".join(said_words)
-    values = (
+    plain_question = b" ".join(asked)
+    near_keys, signature = _compared(minima) if minima else (None, None)
+    return (
         id,
-        None if question == asked else question,
-        None if answer == said else answer,
-        [texts[at : at + 2] for at in range(0, len(earlier), 2)] if earlier else None,
+        None if clean.question == question else clean.question,
+        None if clean.answer == answer else clean.answer,
+        clean.turns,
         round(merit, 4),
         tags,
         split(id if user_id is None else user_id, SPLIT_SALT, VALIDATION_SHARE),
         _digest(plain_question),
-        _digest(plain_question + b"\n" + plain_answer),
-        dropped,
-        redactions,
+        _digest(plain_question + b"\n" + b" ".join(said)),
+        near_keys,
+        signature,
+        reason,
+        clean.redactions,
     )
-    return values, [] if dropped else shingles(asked_words + said_words)
-
-
-def _signed(unsigned: list[tuple[tuple[Any, ...], list[bytes]]]) -> list[tuple[Any, ...]]:
-    """The rows with their `near_keys` and signatures, which are made all at once."""
-    token_sets = [tokens for _, tokens in unsigned if tokens]
-    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(token_sets, PERMUTATIONS, SEED).to_rows())
-    return [
-        (*values[:9], *(_compared(next(minima)) if tokens else (None, None)), *values[9:])
-        for values, tokens in unsigned
-    ]
 
 
 def _compared(minima: Sequence[int]) -> tuple[list[int], str]:
@@ -216,8 +234,9 @@ def _compared(minima: Sequence[int]) -> tuple[list[int], str]:
 MINIMA, BANDED = struct.Struct(f">{PERMUTATIONS}I"), struct.Struct(f"{4 * BAND_ROWS}s" * BANDS)
 
 
-def drop_reason(question: str, answer: str, status: str, error_code: str | None, flags: int) -> Reason | None:
+def drop_reason(clean: Clean, status: str, error_code: str | None, flags: int) -> Reason | None:
     """Why the conversation by itself is not fit for learning from; None where it is."""
+    question, answer = clean.question, clean.answer
     if not answer.isascii():
         answer = grounding.visible(answer)
     if error_code or status == "failed":
