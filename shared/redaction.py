@@ -72,6 +72,8 @@ class Redactor:
 
     def redact_all(self, texts: Sequence[str]) -> list[str]:
         """One conversation's texts, the oldest first; a name that a later one tells is found in all."""
+        if not self.is_thorough and not is_suspected("\0".join(texts)):
+            return list(texts)
         self.taken |= {(kind, int(number)) for text in texts for kind, number in PLACEHOLDER.findall(text)}
         clean = [self.redact(text) for text in texts]
         return [self.redact(text) for text in clean] if self.names else clean
@@ -115,9 +117,9 @@ class Redactor:
         return self.numbers[kind, value]
 
 
-def is_suspected(texts: Sequence[str]) -> bool:
-    """Whether a `Redactor` may find anything in the texts; where not, it would change nothing."""
-    return bool(suspects(_shown("\0".join(texts))[0]))
+def is_suspected(text: str) -> bool:
+    """Whether a `Redactor` may find anything in the text or, between NULs, the texts; where not, it changes nothing."""
+    return bool(suspects(_shown(text)[0]))
 
 
 def published(texts: Iterable[str]) -> frozenset[tuple[Kind, str]]:
@@ -707,7 +709,10 @@ def _by_form(pattern: re.Pattern[str]) -> Callable[[str], Spans]:
 # never what is not, so that it is also in whatever the text is a part of. One that is too wide costs a recogniser's
 # time; one that is too narrow leaks.
 
-ALPHANUMERICS, MORE_ALPHANUMERICS = "[0-9A-Za-z]{22}", "[0-9A-Za-z]{50}"
+ALPHANUMERICS, FRIENDLY_START = (
+    "[0-9A-Za-z]{22}",
+    r"[EUk0][Qf][\w+/-]{18}",
+)  # no longer, for the scanner counts them all
 KEY_PREFIX = (
     r"(?:sk-|sb_secret_|sbp_|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|[srp]k_(?:live|test)_|whsec_|AIza|ya29\.|xapp-|hf_"
     rf"|r8_|gsk_|rpa_|npm_|SG\.|dop_v1_|tgp_v1_|\d{{8}}:)(?:{WORD}|[+/=-]){{16}}"
@@ -754,7 +759,7 @@ SIGNED = (
 def _listed_run() -> str:
     """Six words of BIP-39's list in a row, whatever is between them but letters."""
     words = "|".join(guards.word_list())
-    return rf"(?i:(?:\A|[^a-z])(?:(?:{words})[^a-z]+){{{CUT_PHRASE_WORDS - 1}}}(?:{words})(?:[^a-z]|\z))"
+    return rf"(?i:(?:\A|[^a-z])(?:(?:{words})[^a-z]+){{{CUT_PHRASE_WORDS - 1}}}(?:{words}))"
 
 
 class Recogniser(NamedTuple):
@@ -766,24 +771,22 @@ class Recogniser(NamedTuple):
 
 
 PHRASE_SIGNS = (_listed_run(),)
-ADDRESS_SIGNS = (ALPHANUMERICS, r"[EUk0][Qf][\w+/-]{44}", r"(?i:bc|tb|ltc|addr|cosmos|osmo)1[0-9a-zA-Z]{11}")
+ADDRESS_SIGNS = (ALPHANUMERICS, FRIENDLY_START, r"(?i:bc|tb|ltc|addr|cosmos|osmo)1[0-9a-zA-Z]{11}")
 RECOGNISERS = [
-    Recogniser(
-        "PRIVATE_KEY", _private_keys, (MORE_ALPHANUMERICS, "-----BEGIN ", rf"(?:\d{{1,3}}{SPACE}*,{SPACE}*){{20}}")
-    ),
-    Recogniser("PRIVATE_KEY", _by_form(OTHER_PRIVATE_KEYS), (MORE_ALPHANUMERICS,)),
+    Recogniser("PRIVATE_KEY", _private_keys, (ALPHANUMERICS, "-----BEGIN ", rf"(?:\d{{1,3}}{SPACE}*,{SPACE}*){{20}}")),
+    Recogniser("PRIVATE_KEY", _by_form(OTHER_PRIVATE_KEYS), (ALPHANUMERICS,)),
     Recogniser("SEED_PHRASE", _seed_phrases, PHRASE_SIGNS),
     Recogniser("SEED_PHRASE", _cut_phrases, PHRASE_SIGNS),
     Recogniser("JWT", _by_form(JWTS), ("eyJ",)),
     Recogniser("API_KEY", _by_form(API_KEYS), (KEY_PREFIX,)),
-    Recogniser("WALLET", _ton_addresses, (r"[EUk0][Qf][\w+/-]{46}",)),
-    Recogniser("TX_HASH", _base64_hashes, (r"[\w+/%-]{43}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{43}")),
+    Recogniser("WALLET", _ton_addresses, (FRIENDLY_START,)),
+    Recogniser("TX_HASH", _base64_hashes, (r"[\w+/%-]{8}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{18}")),
     Recogniser("WALLET", _addresses, ADDRESS_SIGNS),
     Recogniser("TX_HASH", _hashes, (ALPHANUMERICS,)),
     Recogniser("WALLET", _checked_addresses, (ALPHANUMERICS,)),
     Recogniser("WALLET", _joined_addresses, ADDRESS_SIGNS),
     Recogniser("WALLET", _hex_addresses, (ALPHANUMERICS,)),
-    Recogniser("WALLET", _cut_addresses, (r"[EU]Q[\w-]{18}",)),
+    Recogniser("WALLET", _cut_addresses, (FRIENDLY_START,)),
     Recogniser("API_KEY", _named_api_keys, (NAMED_KEY,)),
     Recogniser("PASSWORD", _passwords, (PASSWORD, "://[^ /]*:[^ /]*@")),
     Recogniser("EMAIL", _emails, (EMAIL,)),
@@ -806,7 +809,7 @@ NONE: frozenset[int] = frozenset()
 def suspects(shown: str) -> frozenset[int]:
     """Which of `RECOGNISERS` may find something in the text; the others find nothing."""
     try:
-        data = folded(shown).encode()
+        data = shown.encode() if shown.isascii() else folded(shown).encode()
     except UnicodeEncodeError:  # half a surrogate pair
         return ALL
     signs, phrases = SCAN(data), SCAN_PHRASES(data)

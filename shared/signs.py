@@ -42,4 +42,4 @@ def scanner(signs: Iterable[str]) -> Callable[[bytes], list[int]]:
 
 def folded(text: str) -> str:
     """The text with ASCII's digits, spaces and letters for what Python takes for them."""
-    return text if text.isascii() else FOLDED.sub(lambda character: FOLDS[character[0]], text)
+    return FOLDED.sub(lambda character: FOLDS[character[0]], text)

@@ -26,22 +26,21 @@ file lies a sidecar of JSON Lines, whose line n tells of row n, by its conversat
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from shared.prompting import Exchange
 
 Name = Literal["alpaca", "openai", "together", "sharegpt", "openai_dpo", "together_dpo"]
 Split = Literal["train", "validation"]
 
-LINE_ENDS = re.compile("[\u0085\u2028\u2029]")
+LINE_ENDS = {end.encode(): f"\\u{ord(end):04x}".encode() for end in "\u0085\u2028\u2029"}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A question and the answer to learn; `turns` are what came before it in its thread, the oldest first.
 
     `rejected` is an answer to the same question that is not to be learnt. What follows `source` is told in the sidecar.
@@ -50,12 +49,12 @@ class Row:
     question: str
     answer: str
     system: str | None = None
-    turns: tuple[Exchange, ...] = ()
+    turns: Sequence[Exchange] = ()
     rejected: str | None = None
     source: str | None = "conversation"
     conversation_id: int | None = None
     quality: float | None = None
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
     split: Split | None = None
 
 
@@ -79,9 +78,10 @@ def write(name: Name, rows: Iterable[Row]) -> Iterator[tuple[bytes, bytes]]:
     form = FORMATS[name]
     written = 0
     for row in rows:
-        line = encode(name, row)
-        if line is None:
+        told = form.told(row)
+        if told is None:
             continue
+        line = _json(told)
         written += 1
         yield (form.separator if written > 1 else form.opening) + line, note(written, row, line)
     if written:
@@ -102,7 +102,7 @@ def note(number: int, row: Row, line: bytes) -> bytes:
         "row": number,
         "conversation_id": row.conversation_id,
         "quality": row.quality,
-        "tags": [_whole(tag) for tag in row.tags],
+        "tags": row.tags,
         "split": row.split,
         "sha256": hashlib.sha256(line).hexdigest(),
     }
@@ -110,16 +110,20 @@ def note(number: int, row: Row, line: bytes) -> bytes:
 
 
 def _alpaca(row: Row) -> dict[str, Any]:
-    told = {"instruction": _whole(row.question), "input": "", "output": _whole(row.answer)}
-    return told if row.source is None else told | {"source": _whole(row.source)}
+    told = {"instruction": row.question, "input": "", "output": row.answer}
+    if row.source is not None:
+        told["source"] = row.source
+    return told
 
 
 def _chat(row: Row) -> dict[str, Any]:
     """Weights only where there are earlier answers, and then on each: a server's default is not to be guessed."""
-    earlier = _prompt(row)
-    weighted = any(message["role"] == "assistant" for message in earlier)
-    messages = [message | ({"weight": 0} if message["role"] == "assistant" else {}) for message in earlier]
-    return {"messages": [*messages, _said("assistant", row.answer) | ({"weight": 1} if weighted else {})]}
+    messages = [*_prompt(row), _said("assistant", row.answer)]
+    if row.turns and len(answers := [each for each in messages if each["role"] == "assistant"]) > 1:
+        for answer in answers:
+            answer["weight"] = 0
+        answers[-1]["weight"] = 1
+    return {"messages": messages}
 
 
 def _sharegpt(row: Row) -> dict[str, Any]:
@@ -148,20 +152,30 @@ def _prompt(row: Row) -> list[dict[str, Any]]:
 
 
 def _said(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": _whole(content)}
+    return {"role": role, "content": content}
 
 
-def _whole(text: str) -> str:
-    """Text that UTF-8 can hold. Two halves of a pair next to each other become the one character they mean."""
-    if not text.isascii():
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace("\0", "\ufffd")
-
-
-def _json(told: dict[str, Any]) -> bytes:
+def _json(told: Any) -> bytes:
     """Line ends are escaped in the whole text: in JSON they can stand within strings only."""
-    text = json.dumps(told, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return LINE_ENDS.sub(lambda end: f"\\u{ord(end[0]):04x}", text).encode()
+    try:
+        line = orjson.dumps(told)
+    except TypeError:  # half a surrogate pair
+        line = b""
+    if not line or b"\\u0000" in line:
+        line = orjson.dumps(_whole(told))
+    if not line.isascii():
+        for end, escaped in LINE_ENDS.items():
+            line = line.replace(end, escaped)
+    return line
+
+
+def _whole(told: Any) -> Any:
+    """With text that UTF-8 can hold. Two halves of a pair next to each other become the one character they mean."""
+    if isinstance(told, str):
+        return told.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\ufffd")
+    if isinstance(told, dict):
+        return {key: _whole(value) for key, value in told.items()}
+    return [_whole(each) for each in told] if isinstance(told, list | tuple) else told
 
 
 FORMATS: dict[Name, Format] = {

@@ -32,9 +32,11 @@ import hashlib
 import re
 import struct
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from rensa import RMinHash
@@ -52,10 +54,9 @@ SPLIT_SALT, VALIDATION_SHARE = "training", 0.1
 Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"]
 
 MOST_TOKENS = 4096  # a row's, with its question
-PERMUTATIONS, BANDS, BAND_ROWS, SHINGLE_WORDS = 64, 4, 4, 3
-PRIME = 2**61 - 1
-SEED = 1997
-SIGNED_AT_ONCE = 200  # conversations; with more their shingles leave the processor's cache
+PERMUTATIONS, SEED = 64, 1997
+PAIRS, PRIME, FACTOR = struct.Struct("<8Q"), 2**61 - 1, 0x1B873593CC9E2D51  # two minima each, for four bands of four
+AT_ONCE = 500  # conversations: with more their words leave the processor's cache, with fewer rensa's threads wait
 
 SHORT_CHARACTERS, LONG_CHARACTERS, ENDLESS_CHARACTERS = 40, 2_000, 8_000
 FOR_GROUNDING, FOR_LENGTH, FOR_LANGUAGE = 0.3, 0.15, 0.15
@@ -71,7 +72,7 @@ STOP_WORDS = {
 LANGUAGE_WORDS = {name: frozenset(words.encode().split()) for name, words in STOP_WORDS.items()}
 OTHER_WORDS = frozenset().union(*(words for name, words in LANGUAGE_WORDS.items() if name != "en"))
 SCRIPT_LANGUAGES = {"CYRILLIC": "ru", "CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko"}
-READ_CHARACTERS, READ_WORDS = 1_000, 50
+READ_CHARACTERS, READ_WORDS = 1_000, 30
 SCRIPT_SHARE = 0.3  # of the letters: names of tokens are Latin in any language
 
 # ASCII's marks as spaces, but for a number's point and sign; and those of other scripts.
@@ -139,81 +140,100 @@ def assess_page(
     Rows come as `Conversation`s or as the lists that JSON has for them, and leave as an `Assessed`'s plain tuple, for
     orjson writes no other.
     """
-    page: list[tuple[Any, ...]] = []
-    unsigned: list[tuple[tuple[Any, ...], list[bytes]]] = []
-    for row in conversations:
-        unsigned.append(_assess(row, known))
-        if len(unsigned) == SIGNED_AT_ONCE:
-            page += _signed(unsigned)
-            unsigned = []
-    return page + _signed(unsigned)
+    rows = iter(conversations)
+    return [assessed for few in iter(lambda: list(islice(rows, AT_ONCE)), []) for assessed in _assess(few, known)]
 
 
-def _assess(row: Sequence[Any], known: frozenset[tuple[Kind, str]]) -> tuple[tuple[Any, ...], list[bytes]]:
-    """An `Assessed` without what comes of its shingles, and these; none of what is dropped."""
-    id, user_id, asked, said, _, status, error_code, passages, flags, turns = row
-    said = said or ""
+def _assess(rows: list[Sequence[Any]], known: frozenset[tuple[Kind, str]]) -> list[tuple[Any, ...]]:
+    """One thing for all of the rows after the other, for each has its own tables to look at."""
+    texts = [_clean(row[2], row[3] or "", row[9], known) for row in rows]
+    reasons = [
+        drop_reason(question, answer, row[5], row[6], row[8])
+        for (question, answer, _, _), row in zip(texts, rows, strict=True)
+    ]
+    words = [(words_of(question), words_of(answer)) for question, answer, _, _ in texts]
+    kept = [shingles(asked + said) for (asked, said), reason in zip(words, reasons, strict=True) if not reason]
+    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(kept, PERMUTATIONS, SEED).to_rows())
+    return [
+        _assessed(row, clean, asked, said, reason, None if reason else next(minima))
+        for row, clean, (asked, said), reason in zip(rows, texts, words, reasons, strict=True)
+    ]
+
+
+Clean = tuple[str, str, list[list[str]] | None, dict[Kind, int] | None]  # question, answer, turns, redactions
+
+
+def _clean(
+    question: str, said: str, turns: Sequence[Sequence[str]] | None, known: frozenset[tuple[Kind, str]]
+) -> Clean:
+    """The texts as they are kept, and how often something of a kind was replaced in them."""
+    answer = grounding.uncited(said)
+    if not turns and not redaction.is_suspected(f"{question}\0{answer}"):
+        return question, answer, None, None
     earlier = [text for message, response in turns or () for text in (message, grounding.uncited(response))]
-    texts = [*earlier, asked, grounding.uncited(said)]
-    redactions = None
-    if redaction.is_suspected(texts):
-        redactor = Redactor(known)
-        texts = redactor.redact_all(texts)
-        redactions = dict(redactor.counts) or None
-    question, answer = texts[-2:]
-    asked_words, said_words = words_of(question), words_of(answer)
-    asked_in, said_in = language(question, asked_words), language(answer, said_words)
-    cited = grounding.cited(said)
-    dropped = drop_reason(question, answer, status, error_code, flags)
+    redactor = Redactor(known)
+    *earlier, question, answer = redactor.redact_all([*earlier, question, answer])
+    pairs = [earlier[at : at + 2] for at in range(0, len(earlier), 2)]
+    return question, answer, pairs or None, dict(redactor.counts) or None
+
+
+def _assessed(
+    row: Sequence[Any],
+    clean: Clean,
+    asked: list[bytes],
+    said: list[bytes],
+    reason: Reason | None,
+    minima: list[int] | None,
+) -> tuple[Any, ...]:
+    id, user_id, old_question, old_answer, _, _, _, passages, flags, _ = row
+    question, answer, turns, redactions = clean
+    asked_in, said_in = language(question, asked), language(answer, said)
+    language_match = 0.5 if asked_in is None or said_in is None else asked_in == said_in
     tags = [f"lang:{asked_in or said_in}"] if asked_in or said_in else []
-    if earlier:
+    if turns:
         tags.append("multi_turn")
-    if cited:
+    is_grounded = 0.5
+    if numbers := grounding.cited(old_answer or ""):
         tags.append("grounded")
+        is_grounded = all(1 <= number <= passages for number in numbers)
     if redactions:
         tags.append("redacted")
     merit = (
-        FOR_GROUNDING * (0 if flags or not all(1 <= number <= passages for number in cited) else 1 if cited else 0.5)
+        FOR_GROUNDING * (0 if flags else is_grounded)
         + FOR_LENGTH * _length(len(answer))
-        + FOR_LANGUAGE * (0.5 if asked_in is None or said_in is None else asked_in == said_in)
+        + FOR_LANGUAGE * language_match
     )
-    plain_question, plain_answer = b" ".join(asked_words), b" ".join(said_words)
-    values = (
+    plain_question = b" ".join(asked)
+    near_keys, signature = _compared(minima) if minima else (None, None)
+    return (
         id,
-        None if question == asked else question,
-        None if answer == said else answer,
-        [texts[at : at + 2] for at in range(0, len(earlier), 2)] if earlier else None,
+        None if question == old_question else question,
+        None if answer == old_answer else answer,
+        turns,
         round(merit, 4),
         tags,
         split(id if user_id is None else user_id, SPLIT_SALT, VALIDATION_SHARE),
         _digest(plain_question),
-        _digest(plain_question + b"\n" + plain_answer),
-        dropped,
+        _digest(plain_question + b"\n" + b" ".join(said)),
+        near_keys,
+        signature,
+        reason,
         redactions,
     )
-    return values, [] if dropped else shingles(asked_words + said_words)
 
 
-def _signed(unsigned: list[tuple[tuple[Any, ...], list[bytes]]]) -> list[tuple[Any, ...]]:
-    """The rows with their `near_keys` and signatures, which are made all at once."""
-    token_sets = [tokens for _, tokens in unsigned if tokens]
-    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(token_sets, PERMUTATIONS, SEED).to_rows())
-    return [
-        (*values[:9], *(_compared(next(minima)) if tokens else (None, None)), *values[9:])
-        for values, tokens in unsigned
-    ]
-
-
-def _compared(minima: Sequence[int]) -> tuple[list[int], str]:
+def _compared(minima: list[int]) -> tuple[list[int], str]:
     """A number for each of the first bands, of which two texts must share one; and the minima's lower halves."""
-    packed = MINIMA.pack(*minima)
-    halves = bytearray(2 * PERMUTATIONS)
-    halves[::2], halves[1::2] = packed[2::4], packed[3::4]
-    bands = BANDED.unpack_from(packed)
-    return [(int.from_bytes(band) * BANDS + number) % PRIME for number, band in enumerate(bands)], halves.hex()
-
-
-MINIMA, BANDED = struct.Struct(f">{PERMUTATIONS}I"), struct.Struct(f"{4 * BAND_ROWS}s" * BANDS)
+    packed = array("I", minima)
+    halves = array("H", packed.tobytes())[::2]
+    first, second, third, fourth, fifth, sixth, seventh, eighth = PAIRS.unpack_from(packed)
+    halves.byteswap()
+    return [
+        (first * FACTOR + second) % PRIME,
+        (third * FACTOR + fourth + 1) % PRIME,
+        (fifth * FACTOR + sixth + 2) % PRIME,
+        (seventh * FACTOR + eighth + 3) % PRIME,
+    ], halves.tobytes().hex()
 
 
 def drop_reason(question: str, answer: str, status: str, error_code: str | None, flags: int) -> Reason | None:
