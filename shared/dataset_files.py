@@ -2,7 +2,7 @@
 
 Rows come in numbered batches, the same ones whenever they are asked for. A file knows how many batches are whole in
 what Storage has of it; a run that begins again passes over these, and the rest of a file is at most `FLUSH_BYTES` and
-one batch. S3 takes parts from 5 MiB on, the last one aside.
+one batch. S3 takes no smaller parts, the last one aside.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from shared.prompting import count_tokens
 from shared.training_formats import FORMATS, Name, Row, Split, encode, note
 from shared.transfers import Destination, UploadGone
 
-FLUSH_BYTES = 8 * 1024 * 1024
+FLUSH_BYTES = 5 * 1024 * 1024
 SPLITS: tuple[Split, ...] = ("train", "validation")
 NOTES = "application/jsonl"
 

@@ -41,6 +41,7 @@ from shared.wire import Wire
 FOLDER = "datasets"
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+PART_ROWS = 2000
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10
 SELECT_SECONDS = 300
@@ -206,6 +207,7 @@ async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
                     done = await training_data.collect(clients, told, worker, stop_at, LEASE_SECONDS)
                 case "select":
                     holding = {"id": export_id, "worker": worker, "lease_seconds": SELECT_SECONDS}
+                    holding["part_rows"] = PART_ROWS
                     await _call(clients, "select_export", holding, SELECT_SECONDS)
                     done = True
                 case "write":

@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.export.ways ours|guide|copy [EXPORT_ID]
 
-It prints {"seconds", "peak_mb", "requests", "rows"} as JSON, and before that which export was begun; with an
+Each way imports what it needs itself. It prints {"seconds", "peak_mb", "requests", "rows"} as JSON, and before that which export was begun; with an
 export's id it helps with that one.
 """
 
@@ -16,8 +16,6 @@ import time
 from typing import Any
 
 import httpx
-import psycopg
-from supabase import create_client
 
 from shared import exports, transfers
 from shared.clients import Clients
@@ -71,6 +69,8 @@ def ours(export_id: int | None) -> dict[str, Any]:
 
 def as_the_guide(_: int | None) -> dict[str, Any]:
     """The guide's code made complete: an order, and one page after the other."""
+    from supabase import create_client
+
     client = create_client(os.environ["SUPABASE_URL"], os.environ["SUPABASE_SECRET_KEY"])
     rows: list[Any] = []
     while True:
@@ -94,6 +94,8 @@ def as_the_guide(_: int | None) -> dict[str, Any]:
 
 def copy(_: int | None) -> dict[str, Any]:
     """The same columns straight from PostgreSQL, which a function on a hosted project doesn't reach."""
+    import psycopg
+
     query = "copy (select message, response from conversations where feedback = 1) to stdout"
     rows = 0
     with (
