@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from shared import database, prompting, queue, storage, training_data, transfers
+from shared import database, fine_tuning, prompting, queue, storage, training_data, transfers
 from shared.clients import Clients
 from shared.dataset_files import Dataset, Torn
 from shared.errors import Conflict, DatabaseUnavailable, GatewayError, InvalidRequest, NotFound, Unavailable
@@ -139,6 +139,16 @@ class ErasedModel(Wire):
     version: str
 
 
+class ErasedJob(Wire):
+    """A fine-tune job that was given the user's rows, and whether its provider has deleted the files."""
+
+    id: int
+    provider: str
+    provider_job_id: str | None
+    status: str
+    files_deleted: bool
+
+
 class Erased(Wire):
     """What was removed, where it had gone, and what no deletion reaches."""
 
@@ -147,6 +157,7 @@ class Erased(Wire):
     training_data: int
     exports: list[ErasedExport]
     models: list[ErasedModel]
+    jobs: list[ErasedJob]
     cannot_be_undone: list[str]
 
 
@@ -275,6 +286,7 @@ async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) 
         else:
             await _do_what_can_be(clients, each["replaced_by"], deadline)
     after = [await read(clients, each["replaced_by"]) for each in told["exports"]]
+    jobs = [await _erased_job(clients, job) for job in told["jobs"]]
     return Erased(
         user_id=user_id,
         conversations=told["conversations"],
@@ -284,17 +296,32 @@ async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) 
             for each, now in zip(told["exports"], after, strict=True)
         ],
         models=[ErasedModel(**model) for model in told["models"]],
-        cannot_be_undone=_cannot_be_undone(told),
+        jobs=jobs,
+        cannot_be_undone=_cannot_be_undone(told, jobs),
     )
 
 
-def _cannot_be_undone(told: Mapping[str, Any]) -> list[str]:
+async def _erased_job(clients: Clients, job: Mapping[str, Any]) -> ErasedJob:
+    try:
+        await fine_tuning.remove_files(clients, job["id"])
+        deleted = True
+    except GatewayError as error:
+        logger.warning("a provider keeps its files", extra={"jobId": job["id"], "reason": error.message})
+        deleted = False
+    told = {name: job[name] for name in ("id", "provider", "provider_job_id", "status")}
+    return ErasedJob(**told, files_deleted=deleted)
+
+
+def _cannot_be_undone(told: Mapping[str, Any], jobs: Sequence[ErasedJob]) -> list[str]:
     said = []
     if told["models"]:
         names = ", ".join(f"{model['model_name']} {model['version']}" for model in told["models"])
         said.append(f"The weights of {names} have learned from these rows: retire them, or train them anew.")
-    if told.get("jobs"):
-        said.append("Files that were uploaded for fine-tuning are at the providers: delete them there.")
+    for job in jobs:
+        if not job.files_deleted:
+            said.append(f"{job.provider} keeps the files of job {job.provider_job_id or job.id}: delete them there.")
+        if job.status in ("uploading", "training", "deploying"):
+            said.append(f"Job {job.id} at {job.provider} is still learning from these rows: cancel it there.")
     if told["exports"]:
         said.append("Copies that somebody has downloaded are out of reach.")
     return said
