@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from shared import database, fine_tuning, prompting, queue, storage, training_data, transfers
+from shared import database, prompting, queue, storage, training_data, transfers
 from shared.clients import Clients
 from shared.dataset_files import Dataset, Torn
 from shared.errors import Conflict, DatabaseUnavailable, GatewayError, InvalidRequest, NotFound, Unavailable
@@ -118,49 +118,6 @@ class Exports(Wire):
     next: int | None
 
 
-class Erase(Wire):
-    """Whose rows are to go."""
-
-    user_id: Annotated[int, Field(ge=1, le=2**63 - 1)]
-
-
-class ErasedExport(Wire):
-    """An export that had the user's rows, and the one without them in its place."""
-
-    export_id: int
-    replaced_by: int
-    status: Status
-
-
-class ErasedModel(Wire):
-    """A version that was trained on the user's rows."""
-
-    model_name: str
-    version: str
-
-
-class ErasedJob(Wire):
-    """A fine-tune job that was given the user's rows, and whether its provider has deleted the files."""
-
-    id: int
-    provider: str
-    provider_job_id: str | None
-    status: str
-    files_deleted: bool
-
-
-class Erased(Wire):
-    """What was removed, where it had gone, and what no deletion reaches."""
-
-    user_id: int
-    conversations: int
-    training_data: int
-    exports: list[ErasedExport]
-    models: list[ErasedModel]
-    jobs: list[ErasedJob]
-    cannot_be_undone: list[str]
-
-
 class Busy(Exception):
     """Others have the work in hand; it may be free after so many seconds."""
 
@@ -183,9 +140,9 @@ async def begin(clients: Clients, export: Export, actor: str, deadline: Deadline
     )
     if clients.settings.export_queue_url and (in_background or told["shards"] > 1):
         for _ in range(max(1, told["shards"]) if told["outcome"] == "begun" else 1):
-            await _hand_over(clients, told["id"])
+            await hand_over(clients, told["id"])
     else:
-        await _do_what_can_be(clients, told["id"], deadline)
+        await do_what_can_be(clients, told["id"], deadline)
     return await read(clients, told["id"])
 
 
@@ -193,9 +150,9 @@ async def carry_on(clients: Clients, export_id: int, seconds: float) -> None:
     """A worker's part: so many seconds of an export, and what is left is handed over. Raises `Unavailable`."""
     try:
         if not await run(clients, export_id, time.monotonic() + seconds):
-            await _hand_over(clients, export_id)
+            await hand_over(clients, export_id)
     except Busy as busy:
-        await _hand_over(clients, export_id, busy.seconds)
+        await hand_over(clients, export_id, busy.seconds)
     except Unavailable:
         raise
     except GatewayError as error:  # the row says so
@@ -271,60 +228,6 @@ async def sign(clients: Clients, export_id: int) -> SignedDownloads:
     paths = [path for file in found.files for path in (file.path, file.sidecar)]
     signing = Storage(clients.settings, clients.http)
     return await signing.sign_downloads(f"{FOLDER}/{export_id}", [*paths, MANIFEST] if found.manifest else paths)
-
-
-async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) -> Erased:
-    """Remove a user's conversations and training rows, and write each export that had any of them anew.
-
-    The exports are written as far as the time allows, by a worker otherwise; their old files go when the new are there.
-    """
-    _destination(clients, 0)
-    told = await _call(clients, "erase_training_user", {"user_id": user_id, "actor": actor}, CALL_SECONDS)
-    for each in told["exports"]:
-        if clients.settings.export_queue_url:
-            await _hand_over(clients, each["replaced_by"])
-        else:
-            await _do_what_can_be(clients, each["replaced_by"], deadline)
-    after = [await read(clients, each["replaced_by"]) for each in told["exports"]]
-    jobs = [await _erased_job(clients, job) for job in told["jobs"]]
-    return Erased(
-        user_id=user_id,
-        conversations=told["conversations"],
-        training_data=told["training_data"],
-        exports=[
-            ErasedExport(export_id=each["id"], replaced_by=each["replaced_by"], status=now.status)
-            for each, now in zip(told["exports"], after, strict=True)
-        ],
-        models=[ErasedModel(**model) for model in told["models"]],
-        jobs=jobs,
-        cannot_be_undone=_cannot_be_undone(told, jobs),
-    )
-
-
-async def _erased_job(clients: Clients, job: Mapping[str, Any]) -> ErasedJob:
-    try:
-        await fine_tuning.remove_files(clients, job["id"])
-        deleted = True
-    except GatewayError as error:
-        logger.warning("a provider keeps its files", extra={"jobId": job["id"], "reason": error.message})
-        deleted = False
-    told = {name: job[name] for name in ("id", "provider", "provider_job_id", "status")}
-    return ErasedJob(**told, files_deleted=deleted)
-
-
-def _cannot_be_undone(told: Mapping[str, Any], jobs: Sequence[ErasedJob]) -> list[str]:
-    said = []
-    if told["models"]:
-        names = ", ".join(f"{model['model_name']} {model['version']}" for model in told["models"])
-        said.append(f"The weights of {names} have learned from these rows: retire them, or train them anew.")
-    for job in jobs:
-        if not job.files_deleted:
-            said.append(f"{job.provider} keeps the files of job {job.provider_job_id or job.id}: delete them there.")
-        if job.status in ("uploading", "training", "deploying"):
-            said.append(f"Job {job.id} at {job.provider} is still learning from these rows: cancel it there.")
-    if told["exports"]:
-        said.append("Copies that somebody has downloaded are out of reach.")
-    return said
 
 
 async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float) -> bool:
@@ -444,21 +347,22 @@ def _row(stored: Sequence[Any], validation_share: float) -> Row:
     )
 
 
-async def _do_what_can_be(clients: Clients, export_id: int, deadline: Deadline) -> None:
+async def do_what_can_be(clients: Clients, export_id: int, deadline: Deadline) -> None:
     """As far as a request's time allows; what is left goes to the worker, or waits for the same request again."""
     try:
         seconds = max(LEAST_SECONDS, deadline.remaining() - NOTE_SECONDS)
         if not await run(clients, export_id, time.monotonic() + seconds):
-            await _hand_over(clients, export_id)
+            await hand_over(clients, export_id)
     except Busy as busy:
-        await _hand_over(clients, export_id, busy.seconds)
+        await hand_over(clients, export_id, busy.seconds)
     except Unavailable:
         if not clients.settings.export_queue_url:
             raise
-        await _hand_over(clients, export_id, LEASE_SECONDS)
+        await hand_over(clients, export_id, LEASE_SECONDS)
 
 
-async def _hand_over(clients: Clients, export_id: int, delay_seconds: int = DELAY_SECONDS) -> None:
+async def hand_over(clients: Clients, export_id: int, delay_seconds: int = DELAY_SECONDS) -> None:
+    """Leave the rest to a worker, if there is any."""
     if url := clients.settings.export_queue_url:
         await queue.send(url, {"export": export_id}, min(delay_seconds, 900))
 

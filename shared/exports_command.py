@@ -7,7 +7,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from shared import exports, terminal
+from shared import erasure, exports, terminal
 from shared.errors import InvalidRequest
 from shared.exports import Busy, Export, Exported
 from shared.models import Deadline
@@ -95,7 +95,7 @@ async def _urls(owner: Owner, arguments: Arguments) -> int:
 
 
 async def _erase(owner: Owner, arguments: Arguments) -> int:
-    erased = await exports.erase(owner.clients, arguments.user_id, ACTOR, Deadline.after(0))
+    erased = await erasure.erase(owner.clients, arguments.user_id, ACTOR, Deadline.after(0))
     rows = f"{erased.conversations} conversations, {erased.training_data} training rows"
     owner.console.print(f"User {erased.user_id}: {rows} removed.")
     for each in erased.exports:

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from functions.export_training_data import events, fine_tunes
-from shared import deferred, exports, web
-from shared.exports import Erase, Erased, Export, Exported, Exports
+from shared import deferred, erasure, exports, web
+from shared.erasure import Erase, Erased
+from shared.exports import Export, Exported, Exports
 from shared.storage import SignedDownloads
 from shared.web import ActorOf, ClientsOf, Prefer
 
@@ -44,7 +45,7 @@ async def list_exports(clients: ClientsOf, _: ActorOf, after: After = None) -> E
 async def erase(body: Erase, request: Request, clients: ClientsOf, actor: ActorOf) -> Erased:
     """Remove a user's rows, here and from the files of every export."""
     deadline = web.deadline(request, clients.settings.request_timeout_seconds)
-    return await exports.erase(clients, body.user_id, actor, deadline)
+    return await erasure.erase(clients, body.user_id, actor, deadline)
 
 
 @router.get("/{export_id}")

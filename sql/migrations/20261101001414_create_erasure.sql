@@ -96,7 +96,8 @@ grant execute on function private.replace_export(public.training_exports, bigint
 
 -- Takes a user's consent back, deletes his conversations and training rows, and tells where else they are:
 -- {"conversations", "training_data", "exports": [{"id", "replaced_by", "files"}], "models": [{"model_name",
--- "version"}], "jobs": the fine-tune jobs that were given their files}. Each ready export that has any of his rows gets a successor without them, to be claimed and written;
+-- "version"}], "jobs": the fine-tune jobs that were given their files}. Each ready export that has any of his rows gets
+-- a successor without them, to be claimed and written;
 -- one that is being written begins anew without them. The models are those trained on an export that had his rows.
 -- Called again it tells of the exports that aren't replaced yet. His rows are locked before anybody queues, as deleting
 -- and rating do.

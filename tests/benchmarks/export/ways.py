@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.export.ways ours|guide|copy [EXPORT_ID]
 
-Each way imports what it needs itself. It prints {"seconds", "peak_mb", "requests", "rows"} as JSON, and before that which
-export was begun; with an export's id it helps with that one.
+Each way imports what it needs itself. It prints {"seconds", "peak_mb", "requests", "rows"} as JSON, and before
+that which export was begun; with an export's id it helps with that one.
 """
 
 import asyncio
