@@ -34,8 +34,8 @@ grant execute on function private.queue_for_corpus() to service_role;
 -- Decides anew which rows are kept of those that say the same, and what they are worth: of these content_hashes, and
 -- of what was too much like the rows that are `gone`, or aren't what they were. Rows that are dropped for themselves
 -- have no say. As many likes as dislikes are a conflict; more dislikes, and all are disliked; else the one with the
--- most merit is kept, of several the newest. A row without a conversation counts as liked. Few rows are written, however
--- many say the same: a duplicate stays one of the row that it became one of. For those who have queued.
+-- most merit is kept, of several the newest. A row without a conversation counts as liked. Few rows are written,
+-- however many say the same: a duplicate stays one of the row that it became one of. For those who have queued.
 create function private.settle_groups(hashes bytea[], gone bigint[] default '{}')
 returns void
 language plpgsql

@@ -12,7 +12,7 @@ as $$
     where workers.export_id = has_export.export_id and workers.worker = has_export.worker
     union all
     select from private.export_shards as shards
-    where shards.export_id = has_export.export_id and shards.worker = has_export.worker
+    where shards.export_id = has_export.export_id and shards.worker = has_export.worker and not shards.is_done
   )
 $$;
 

@@ -12,6 +12,7 @@ from supabase import Client, ClientOptions, create_client
 
 from infra.local.stack import Stack
 from tests.sql import Shelf, retire, rows, sign_up
+from tests.sql.exports import Exports
 from tests.sql.models import Family
 from tests.users import User
 
@@ -120,3 +121,12 @@ def family(service: Client, database: psycopg.Connection) -> Iterator[Family]:
     family = Family(service, uuid4().hex)
     yield family
     retire(database, family.name)
+
+
+@pytest.fixture
+def exports(service: Client, database: psycopg.Connection) -> Iterator[Exports]:
+    """With no conversation, training row or export but the test's own."""
+    exports = Exports(service, database)
+    exports.clear()
+    yield exports
+    exports.clear()
