@@ -231,6 +231,35 @@ def test_the_signs_leave_out_no_recogniser_that_finds_something() -> None:
         assert redaction._find(shown) == redaction._find(shown, is_thorough=True), text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "best regards İpek.\n",
+        "с уважением İpek\n",
+        "VIELE GRÜẞE,\nJürgen",
+        *(
+            f"{word} 2345678"
+            for word in ("whats\u2003app", "celular", "llámame", "TİM mobıl", "позвони мне по", "手机：", "NÚMERO")
+        ),
+        *(
+            f"{word} Xy12"
+            for word in ("senha é", "mot\u0020de passe:", "pın code to", "ŞIFREM:", "пароль от a.b c —", "密码是")
+        ),
+        *(f"{said} Anna" for said in ("mi chiamo", "ICH HEIẞE", "je m’appelle", "мене звати", "My Full name İs")),
+        "ſecret=aB3dE5fG7hJ9kL1m",
+        "a（at）b, a[ at ]example[\u00a0dot ]org",
+        "card 4242\u00a04242\u00a04242\u00a04242",
+        "٣٣٣.1.1.1 or 8.8.8.8",
+    ],
+)
+def test_a_sign_is_wide_enough_for_its_recogniser(text: str) -> None:
+    shown, _ = redaction._shown(text)
+
+    finding = {place for place, each in enumerate(redaction.RECOGNISERS) if list(each.find(shown))}
+
+    assert finding <= redaction.suspects(shown)
+
+
 def test_a_conversation_is_the_same_whoever_looks_at_it() -> None:
     known = published(path.read_text(encoding="utf-8") for path in KNOWLEDGE.glob("*.jsonl"))
     texts = list(mixtures(900))
