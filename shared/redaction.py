@@ -752,7 +752,7 @@ NAME = (
 SIGNED = (
     r"(?i:(?:regards|wishes|greetings|sincerely|yours|faithfully|truly|cheers|thanks|thank you|уважением|спасибо|grüßen"
     r"|grüße|\blg|\bmfg|cordialement|bien à vous|saludo|saludos|atentamente|saluti|atenciosamente|повагою)"
-    r"[,!.]?[ \t]{0,3}\n|(?:regards|уважением|grüßen|grüße|cordialement|atentamente),?[ ](?-i:[A-Z\x{80}-\x{10ffff}]))"
+    r"[,!.]?[ \t]{0,3}\n|(?:regards|уважением|grüßen|grüße|cordialement|atentamente),?[ ](?-i:[A-Zi\x{80}-\x{10ffff}]))"
 )
 
 

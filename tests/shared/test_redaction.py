@@ -1,17 +1,25 @@
 """What must not be in training data: found, numbered, told from what only looks like it."""
 
 import json
+import random
+import re
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from shared import redaction, signs
 from shared.redaction import Kind, Redactor, published
 from tests.shared import redaction_examples
 from tests.shared.test_grounding import BECH32, BITCOIN, NOT, NOT_RAW, SOLANA, STON, TRON, WBTC, bounceless
 from tests.shared.test_guards import EXTENDED, HASH, IMPORT_FORMAT, LONG_PHRASE, PHRASE, SIGNATURE
 
 EXAMPLES = [json.loads(line) for line in redaction_examples.FILE.read_text(encoding="utf-8").splitlines()]
+KNOWLEDGE = Path(__file__).parents[2] / "sql" / "knowledge"
+ANY_LETTERS_CASE = {"i": "ı", "I": "İ", "s": "ſ", "S": "ſ", "k": "\u212a", "K": "\u212a"}
+ODD = "\u00a0\u2009\u3000\x0b\x1c\x85\n\t٣ßẞéПа’—–…“”\u200b\\_*😀０Ａ\ufffc\ud83d: .,-/()@+="
 SECRET: tuple[Kind, ...] = ("SEED_PHRASE", "PRIVATE_KEY", "API_KEY", "JWT", "WALLET", "TX_HASH")
 
 
@@ -214,3 +222,107 @@ def test_many_values_take_no_longer() -> None:
 
     assert redactor.redact(text).endswith(" My name is <NAME_676>.")
     assert redactor.counts == {"EMAIL": 800, "NAME": 676}
+
+
+def test_the_signs_leave_out_no_recogniser_that_finds_something() -> None:
+    for text in [*(example["text"] for example in EXAMPLES), *surroundings(), *mixtures(3_000)]:
+        shown, _ = redaction._shown(text)
+
+        assert redaction._find(shown) == redaction._find(shown, is_thorough=True), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "best regards İpek.\n",
+        "с уважением İpek\n",
+        "VIELE GRÜẞE,\nJürgen",
+        *(
+            f"{word} 2345678"
+            for word in ("whats\u2003app", "celular", "llámame", "TİM mobıl", "позвони мне по", "手机：", "NÚMERO")
+        ),
+        *(
+            f"{word} Xy12"
+            for word in ("senha é", "mot\u0020de passe:", "pın code to", "ŞIFREM:", "пароль от a.b c —", "密码是")
+        ),
+        *(f"{said} Anna" for said in ("mi chiamo", "ICH HEIẞE", "je m’appelle", "мене звати", "My Full name İs")),
+        "ſecret=aB3dE5fG7hJ9kL1m",
+        "a（at）b, a[ at ]example[\u00a0dot ]org",
+        "card 4242\u00a04242\u00a04242\u00a04242",
+        "٣٣٣.1.1.1 or 8.8.8.8",
+    ],
+)
+def test_a_sign_is_wide_enough_for_its_recogniser(text: str) -> None:
+    shown, _ = redaction._shown(text)
+
+    finding = {place for place, each in enumerate(redaction.RECOGNISERS) if list(each.find(shown))}
+
+    assert finding <= redaction.suspects(shown)
+
+
+def test_a_conversation_is_the_same_whoever_looks_at_it() -> None:
+    known = published(path.read_text(encoding="utf-8") for path in KNOWLEDGE.glob("*.jsonl"))
+    texts = list(mixtures(900))
+
+    for at in range(0, len(texts), 3):
+        quick, thorough = Redactor(known), Redactor(known, is_thorough=True)
+
+        assert quick.redact_all(texts[at : at + 3]) == thorough.redact_all(texts[at : at + 3])
+        assert quick.counts == thorough.counts
+
+
+def test_texts_that_are_not_suspected_would_stay() -> None:
+    texts = [line for path in KNOWLEDGE.glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    unsuspected = [text for text in texts if not redaction.is_suspected(text)]
+
+    assert all(Redactor(is_thorough=True).redact(text) == text for text in unsuspected)
+    assert len(unsuspected) > len(texts) / 2
+    assert redaction.is_suspected("half a pair \ud83d, which RE2 can't read")
+
+
+def test_letters_without_case_are_the_same_for_both() -> None:
+    letters = {letter for letter in "".join(redaction.SIGNS) if letter.isalpha()}
+    signs_of = signs.scanner(f"(?i:{letter})" for letter in sorted(letters))
+    characters = "".join(map(chr, range(0xD800)))
+
+    for place, letter in enumerate(sorted(letters)):
+        for same in re.findall(re.escape(letter), characters, re.IGNORECASE):
+            assert place in signs_of(signs.folded(redaction._shown(same)[0]).encode()), (letter, same)
+
+
+def test_a_name_is_found_in_what_was_said_before() -> None:
+    assert Redactor().redact_all(["Jane here, <NAME_1>.", "Hi!", "My name is Jane"]) == [
+        "<NAME_2> here, <NAME_1>.",
+        "Hi!",
+        "My name is <NAME_2>",
+    ]
+
+
+def surroundings() -> Iterator[str]:
+    """Each example within a longer text, and the knowledge base."""
+    texts = [line for path in KNOWLEDGE.glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    yield from texts
+    for place, example in enumerate(EXAMPLES):
+        text = texts[place % len(texts)]
+        half = len(text) // 2
+        yield f"{text[:half]} {example['text']}{text[half:]}\n{example['text']}"
+
+
+def mixtures(count: int) -> Iterator[str]:
+    """Examples cut, put together and misspelt by chance, the same ones each time."""
+    chance = random.Random(8)  # noqa: S311
+    texts = [example["text"] for example in EXAMPLES]
+    for _ in range(count):
+        parts = []
+        for text in chance.choices(texts, k=chance.randint(1, 4)):
+            start = chance.choice([0, 0, chance.randrange(len(text))])
+            written = list(text[start : start + chance.choice([1_000, 1_000, 40])])
+            for _ in range(chance.choice([0, 0, 1, 5])):
+                place = chance.randrange(len(written))
+                sign = written[place]
+                digit = chr(0x660 + int(sign)) if re.fullmatch("[0-9]", sign) else sign
+                written[place] = chance.choice([chance.choice(ODD), sign.swapcase(), digit, "", sign])
+            parts.append(
+                "".join(ANY_LETTERS_CASE.get(sign, sign) if chance.random() < 0.005 else sign for sign in written)
+            )
+        yield chance.choice(["", " ", "\n", "<WALLET_1> ", "x", "1", "\u00a0", "—"]).join(parts)

@@ -1,11 +1,26 @@
 """Which conversations are kept for training, and why others aren't."""
 
+import os
 import random
+import subprocess
+import sys
 from typing import Any
 
+import orjson
 import pytest
 
-from shared.training_quality import Assessed, Conversation, assess, content_hash, language, split, words_of
+from shared.redaction import published
+from shared.training_quality import (
+    Assessed,
+    Conversation,
+    assess,
+    assess_page,
+    content_hash,
+    language,
+    shingles,
+    split,
+    words_of,
+)
 
 LIKED = Conversation(1, 1, "What are the fees on TON?", "The fees of a transfer are about 0.01 TON [1].", 1, passages=2)
 WORDS = ["fees", "transfer", "chain", "paid", "toncoin", "depend", "gas", "message", "takes", "run", "wallet", "block"]
@@ -18,6 +33,70 @@ def assessed(**changes: Any) -> Assessed:
 def answer(seed: int, words: int = 60) -> str:
     """So many words by chance, the same for the same seed."""
     return " ".join(random.Random(seed).choices([f"{word}{n}" for word in WORDS for n in range(9)], k=words))  # noqa: S311
+
+
+def test_a_good_conversation_stays_as_it_is() -> None:
+    row = assessed(answer="The fees of a transfer are about 0.01 TON.")
+
+    assert row[:4] == (1, None, None, None)
+    assert (row.merit, row.tags, row.split, row.dropped, row.redactions) == (0.45, ["lang:en"], "train", None, None)
+    assert (len(row.question_hash), len(row.content_hash), len(row.signature or "")) == (32, 32, 256)
+    assert len(set(row.near_keys or [])) == 4
+    assert all(-(2**63) <= key < 2**63 for key in row.near_keys or [])
+
+
+def test_what_is_found_is_replaced_before_anything_is_made_of_it() -> None:
+    row = assessed(
+        question="I am jane@example.com, my name is Jane",
+        answer="Hi Jane, 0.01 TON [1].",
+        turns=[["Jane here", "Hello [2]!"]],
+    )
+
+    assert row[1:4] == (
+        "I am <EMAIL_1>, my name is <NAME_1>",
+        "Hi <NAME_1>, 0.01 TON.",
+        [["<NAME_1> here", "Hello!"]],
+    )
+    assert (row.tags, row.redactions) == (["lang:en", "multi_turn", "grounded", "redacted"], {"EMAIL": 1, "NAME": 3})
+    assert row.content_hash == content_hash(row.question or "", row.answer or "")
+
+
+def test_what_was_published_stays() -> None:
+    known = published(["Write to help@example.org."])
+
+    row = assess(LIKED._replace(answer="Write to help@example.org, it is free."), known)
+
+    assert (row.answer, row.redactions) == (None, None)
+
+
+def test_a_dropped_conversation_is_compared_with_none() -> None:
+    row = assessed(answer="I don't know, ask jane@example.com.")
+
+    assert (row.dropped, row.near_keys, row.signature) == ("refusal", None, None)
+    assert row.answer == "I don't know, ask <EMAIL_1>."
+
+
+def test_a_row_written_by_hand_has_its_own_split() -> None:
+    splits = [assess(Conversation(number, None, "Why?", "Because it is.")).split for number in range(40)]
+
+    assert splits == [split(number, "training", 0.1) for number in range(40)]
+    assert len(set(splits)) == 2
+
+
+def test_a_page_is_its_conversations_as_json_has_them() -> None:
+    rows = [LIKED._replace(id=number, answer=answer(number), flags=number % 3 == 0) for number in range(1_100)]
+
+    page = assess_page(orjson.loads(orjson.dumps([list(row) for row in rows])))
+
+    assert page == [tuple(assess(row)) for row in rows]
+    assert orjson.loads(orjson.dumps(page[1]))[10] == page[1][10]
+    assert assess_page([]) == []
+
+
+def test_a_conversation_without_an_answer_has_none() -> None:
+    row = assessed(answer=None, status="failed")
+
+    assert (row.dropped, row.answer) == ("error", "")
 
 
 @pytest.mark.parametrize(
@@ -115,3 +194,50 @@ def test_a_larger_share_takes_nobody_back() -> None:
     assert small < large
     assert {split(user, "s", 0) for user in range(50)} == {"train"}
     assert {split(user, "s", 1) for user in range(50)} == {"validation"}
+
+
+def test_signatures_and_keys_find_what_is_nearly_the_same() -> None:
+    chance = random.Random(9)  # noqa: S311
+    found = missed = 0
+    for number in range(400):
+        words = answer(number, 100).split()
+        other = list(words)
+        for place in chance.sample(range(10, 90), 2):
+            other[place] = "changed"
+        ours, theirs = set(shingles(words_of(" ".join(words)))), set(shingles(words_of(" ".join(other))))
+        if len(ours & theirs) >= 0.88 * len(ours | theirs):
+            is_found = are_near(assessed(answer=" ".join(words)), assessed(answer=" ".join(other)))
+            found, missed = found + is_found, missed + (not is_found)
+
+    assert found + missed > 300
+    assert found >= 0.95 * (found + missed)
+
+
+def test_signatures_and_keys_keep_apart_what_is_not() -> None:
+    rows = [assessed(answer=answer(number, 40)) for number in range(400)]
+
+    assert not any(are_near(one, other) for place, one in enumerate(rows) for other in rows[:place])
+
+
+def test_signatures_are_the_same_in_every_process() -> None:
+    conversation = Conversation(1, 1, "What?", "The fees are low, and so on.")
+    told = f"from shared.training_quality import *; print(assess({conversation}))"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", told], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+
+    row = assess(conversation)
+    assert runs == [f"{row}\n"] * 2
+    assert (row.signature or "")[:32] == "57e5f71d33fa6c33760167b0db156f32"
+    assert row.near_keys == [2275892035169017225, 1821776116157057904, 1131511561889102841, 2259714149319462686]
+
+
+def are_near(one: Assessed, other: Assessed) -> bool:
+    """As the database finds out."""
+    keys = zip(one.near_keys or [], other.near_keys or [], strict=True)
+    ours, theirs = bytes.fromhex(one.signature or ""), bytes.fromhex(other.signature or "")
+    same = sum(ours[at : at + 2] == theirs[at : at + 2] for at in range(0, 128, 2))
+    return any(key == its for key, its in keys) and same >= 0.8 * 64
