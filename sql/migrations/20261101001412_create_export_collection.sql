@@ -292,7 +292,8 @@ declare
   touched record;
 begin
   select exports.collected_until into until from public.training_exports as exports
-  where exports.id = put_export_page.id and exports.status = 'collecting';
+  where exports.id = put_export_page.id and exports.status = 'collecting'
+  for share;  -- so that it isn't ended before this is written
   select * into span from private.export_shards as shards
   where shards.export_id = put_export_page.id and shards.number = put_export_page.shard
     and shards.worker = put_export_page.worker
