@@ -52,7 +52,8 @@ comment on column public.training_data.signature is
 comment on column public.training_data.dropped is
   'Why it is not learned from: conflict, disliked, duplicate and near_duplicate are said of it beside other rows, all'
   ' else of itself; null: it is good.';
-comment on column public.training_data.duplicate_of is 'The row that was kept in its stead, which may since be a duplicate of a better one.';
+comment on column public.training_data.duplicate_of is
+  'The row that was kept in its stead, which may since be a duplicate of a better one.';
 comment on column public.training_data.redactions is 'How often what was hidden: {"email": 1}.';
 comment on column public.training_data.changed_in is
   'The last transaction that changed its text, its score or whether it is dropped.';

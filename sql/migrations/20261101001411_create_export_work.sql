@@ -41,19 +41,25 @@ grant execute on function private.lease_end(integer) to service_role;
 --   {"outcome": "ready" | "failed"}                 there is nothing to do
 --   {"outcome": "unknown"}
 -- A shard may be in hand beside others; the selection and the writing have one worker. The row's lock makes claims
--- queue: the second sees the first one's.
+-- queue: the second sees the first one's. Who selects has it for long, and is not waited for.
 create function public.claim_export(id bigint, worker uuid, lease_seconds integer)
 returns jsonb
 language plpgsql
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   export public.training_exports;
   shard private.export_shards;
   free_at timestamptz;
 begin
-  select * into export from public.training_exports as rows where rows.id = claim_export.id for update;
-  if not found then
+  begin
+    select * into export from public.training_exports as rows where rows.id = claim_export.id for update;
+  exception when lock_not_available then
+    select * into export from public.training_exports as rows where rows.id = claim_export.id;
+    return private.describe_export(export) || jsonb_build_object('outcome', 'busy', 'retry_after_seconds', 5);
+  end;
+  if export.id is null then
     return jsonb_build_object('outcome', 'unknown');
   end if;
 

@@ -144,24 +144,28 @@ set enable_mergejoin = off
 set work_mem = '32MB'
 as $$
 begin
-  with page as materialized (
+  with given as materialized (
+    select assessed.*, known.id as known_id, known.content_hash as known_hash
+    from private.assessed_rows(put_conversations.rows) as assessed
+    left join public.training_data as known on known.conversation_id = assessed.id
+  ),
+
+  page as not materialized (  -- so that the texts go straight from one table to the other
     select
-      given.id as conversation_id, given.turns, given.merit, given.tags, given.split, given.question_hash,
-      given.content_hash, given.near_keys, given.signature, given.redactions,
+      given.id as conversation_id, given.known_id, given.turns, given.merit, given.tags, given.split,
+      given.question_hash, given.content_hash, given.near_keys, given.signature, given.redactions,
       coalesce(given.question, conversations.message) as question,
       coalesce(given.answer, conversations.response) as answer,
       conversations.user_id, conversations.model_version, conversations.created_at as asked_at,
       conversations.feedback,
       given.dropped as unfit,
       coalesce(given.dropped, case when conversations.feedback < 0 then 'disliked' end) as dropped,
-      round((given.merit + 0.2 * (conversations.feedback + 1)) * 10000) / 10000 as quality_score,
-      known.id as known_id, known.content_hash as known_hash
-    from private.assessed_rows(put_conversations.rows) as given
+      round((given.merit + 0.2 * (conversations.feedback + 1)) * 10000) / 10000 as quality_score
+    from given
     inner join public.conversations
       on conversations.id = given.id and conversations.feedback is not null
       and conversations.changed_in < put_conversations.changed_before
     inner join public.users on users.user_id = conversations.user_id and users.training_consent
-    left join public.training_data as known on known.conversation_id = given.id
   ),
 
   added as (
@@ -220,15 +224,15 @@ begin
   select array_agg(touched.content_hash), (select array_agg(changed.id) from changed)
   into hashes, gone
   from (
-    select known_hash as content_hash from page where known_id is not null
+    select known_hash as content_hash from given where known_id is not null
     union all
-    select content_hash from page where known_id is not null
+    select content_hash from given where known_id is not null
     union all
-    select page.content_hash from page
-    where page.known_id is null
-      and exists (select from public.training_data as twin where twin.content_hash = page.content_hash)
+    select given.content_hash from given
+    where given.known_id is null
+      and exists (select from public.training_data as twin where twin.content_hash = given.content_hash)
     union all
-    select content_hash from page where known_id is null group by content_hash having count(*) > 1
+    select content_hash from given where known_id is null group by content_hash having count(*) > 1
   ) as touched;
 end
 $$;
@@ -292,7 +296,8 @@ declare
   touched record;
 begin
   select exports.collected_until into until from public.training_exports as exports
-  where exports.id = put_export_page.id and exports.status = 'collecting';
+  where exports.id = put_export_page.id and exports.status = 'collecting'
+  for share;  -- so that it isn't ended before this is written
   select * into span from private.export_shards as shards
   where shards.export_id = put_export_page.id and shards.number = put_export_page.shard
     and shards.worker = put_export_page.worker

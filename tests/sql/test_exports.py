@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from supabase import Client, create_client
 
@@ -127,6 +128,16 @@ def test_rows_are_selected_when_all_shards_are_in(exports: Exports) -> None:
     assert exports.call("select_export", id=id, worker=BEN)["outcome"] == "lost"
     told = exports.call("select_export", id=id, worker=ADA)
     assert (told["outcome"], told["status"], told["parts"], told["progress"]) == ("write", "writing", 1, None)
+
+
+def test_who_claims_an_export_while_its_rows_are_selected_is_not_kept(exports: Exports, stack: Stack) -> None:
+    id = exports.begin()["id"]
+    with psycopg.connect(stack.database_url) as selecting:
+        selecting.execute("select from public.training_exports where id = %s for update", [id])
+
+        told = exports.claim(id, BEN)
+
+    assert (told["outcome"], told["retry_after_seconds"], told["status"]) == ("busy", 5, "collecting")
 
 
 def test_where_there_is_nothing_to_collect_rows_are_selected_at_once(exports: Exports) -> None:

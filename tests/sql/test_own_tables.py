@@ -122,6 +122,40 @@ def test_a_turn_is_closed_where_the_gateway_may_not_read_the_apps_users(stack: S
         ]
 
 
+def test_conversations_are_exported_where_the_gateway_may_not_read_the_apps_users(stack: Stack) -> None:
+    grants: LiteralString = "revoke all on public.users from service_role, authenticated, anon;"
+    options = {"min_feedback": 1, "min_quality": 0, "formats": ["alpaca"], "incremental": False, "dry_run": False}
+    worker = uuid4()
+    with app_with(stack, TABLES + grants) as database:
+        migrate(database)
+        database.execute(
+            """
+            insert into public.conversations (user_id, thread_id, message, response, status, feedback)
+            select user_id, gen_random_uuid(), 'What is TON?', 'A coin.', 'complete', 1 from public.users
+            """
+        )
+        database.execute("set role service_role")
+
+        def call(query: LiteralString, *values: Any) -> Any:
+            [told] = database.execute(query, values).fetchone() or [None]
+            return told
+
+        database.execute("update public.users set training_consent = true where user_id = 700")
+        id = call("select public.begin_export(%s, 'any')", Jsonb(options))["id"]
+        call("select public.claim_export(%s, %s, 60)", id, worker)
+        [read] = call("select public.read_export_conversations(%s, 1, null, 10)", id)["rows"]
+        row = [read[0], None, None, None, 0.5, [], "train", "aa", "aa", None, None, None, None]
+        put = call("select public.put_export_page(%s, 1, %s, null, true, %s, 1, 60)", id, worker, Jsonb([row]))
+        call("select public.claim_export(%s, %s, 60)", id, worker)
+        selected = call("select public.select_export(%s, %s)", id, worker)
+        erased = call("select public.erase_training_user(700)")
+
+        assert (read[1], put["outcome"], selected["rows"]) == (700, "noted", 1)
+        assert (erased["conversations"], erased["training_data"]) == (1, 1)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.execute("select name from public.users")
+
+
 def test_what_an_apps_own_policies_allow_stays_allowed(stack: Stack) -> None:
     policies: LiteralString = """
         alter table public.users enable row level security;
