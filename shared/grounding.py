@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 FlagKind = Literal["unknown_address", "unknown_url"]
 
 OPENING, INSIDE, CLOSING = r"[\[【［]\^?", r"[\d\s,;–—-]", r"[\]】］]"
-CITATION = re.compile(rf"([ \t]{{0,4}}){OPENING}({INSIDE}{{1,40}})(?:†[^\[\]【】]{{0,40}})?{CLOSING}(?!\()")
+BLANKS = 4  # before a citation, at most, that belong to it
+BARE = rf"{OPENING}({INSIDE}{{1,40}})(?:†[^\[\]【】]{{0,40}})?{CLOSING}(?!\()"
+CITATION, BARE_CITATION = re.compile(rf"([ \t]{{0,{BLANKS}}}){BARE}"), re.compile(BARE)
 NUMBERED = re.compile(rf"{OPENING}({INSIDE}{{1,40}}){CLOSING}")
 NUMBERS = re.compile(r"\s*\d{1,3}(?:\s*[-–—,;]\s*\d{1,3})*\s*")
 # What may yet become a citation: an end without its beginning's fate, at most that long.
@@ -109,17 +111,18 @@ def defused(text: str) -> str:
 
 def uncited(text: str) -> str:
     """The text without citations."""
-    if text.isascii() and "[" not in text:
-        return text
-    citations = Citations(0)
-    return citations.hear(text) + citations.rest()
+    pieces, end = [], 0
+    for citation in _citations(text):
+        before = text[end : citation.start()]
+        blanks = len(before) - len(before.rstrip(" \t"))
+        pieces.append(before[: len(before) - min(blanks, BLANKS)])
+        end = citation.end()
+    return "".join(pieces) + text[end:]
 
 
 def cited(text: str) -> list[int]:
     """The numbers that the text's citations name, each once, whether or not there are such passages."""
-    if text.isascii() and "[" not in text:
-        return []
-    named = (_numbers(citation[2]) for citation in CITATION.finditer(text) if NUMBERS.fullmatch(citation[2]))
+    named = (_numbers(citation[1]) for citation in _citations(text))
     return list(dict.fromkeys(number for numbers in named for number in numbers))
 
 
@@ -179,6 +182,13 @@ def ton_account(friendly: str) -> str:
     ):
         return friendly
     return f"{int.from_bytes(decoded[1:2], signed=True)}:{decoded[2:34].hex()}"
+
+
+def _citations(text: str) -> list[re.Match[str]]:
+    """As `CITATION` finds them, but for the blanks before them, at each of which it would begin to look."""
+    if "[" not in text and "【" not in text and "［" not in text:
+        return []
+    return [citation for citation in BARE_CITATION.finditer(text) if NUMBERS.fullmatch(citation[1])]
 
 
 def _numbers(cited: str) -> Iterator[int]:

@@ -75,6 +75,8 @@ SCRIPT_LANGUAGES = {"CYRILLIC": "ru", "CJK": "zh", "HIRAGANA": "ja", "KATAKANA":
 READ_CHARACTERS, READ_WORDS = 1_000, 30
 SCRIPT_SHARE = 0.3  # of the letters: names of tokens are Latin in any language
 
+NOT_LATIN = re.compile("[^\x00-\u024f\u1e00-\u1eff\u2000-\u2bff]")  # nor a sign
+
 # ASCII's marks as spaces, but for a number's point and sign; and those of other scripts.
 PLAIN = bytes(code if code > 127 or chr(code).isalnum() or chr(code) in ".-" else 32 for code in range(256)).lower()
 MARKS = re.compile(
@@ -269,9 +271,9 @@ def content_hash(question: str, answer: str) -> str:
     return _digest(b" ".join(words_of(question)) + b"\n" + b" ".join(words_of(answer)))
 
 
-def shingles(words: list[bytes]) -> list[bytes]:
-    """All runs of three words; a shorter text is one."""
-    return list(map(b" ".join, zip(words, words[1:], words[2:], strict=False))) or [b" ".join(words)]
+def shingles(words: list[bytes]) -> Iterable[bytes]:
+    """All runs of three words; a shorter text is one. They are made as they are asked for, once."""
+    return map(b" ".join, zip(words, words[1:], words[2:], strict=False) if len(words) > 2 else [words])
 
 
 def language(text: str, words: list[bytes]) -> str | None:
@@ -279,7 +281,7 @@ def language(text: str, words: list[bytes]) -> str | None:
 
     A script that several languages use is its own name, in lower case; all of Cyrillic is `ru`.
     """
-    if not text.isascii() and (script := _script(text)):
+    if not text.isascii() and NOT_LATIN.search(text) and (script := _script(text)):
         return script
     words = words[:READ_WORDS]
     if len(LANGUAGE_WORDS["en"].intersection(words)) > len(OTHER_WORDS.intersection(words)):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from shared.grounding import Citations, Flag, defused, unknown
+from shared.grounding import Citations, Flag, cited, defused, uncited, unknown
 
 NOT = "EQAvlWFDxGF2lXm67y4yzC17wYKD9A0guwPkMs1gOsM__NOT"
 NOT_RAW = "0:2f956143c461769579baef2e32cc2d7bc18283f40d20bb03e432cd603ac33ffc"
@@ -194,3 +194,15 @@ def test_a_passage_is_one_line_without_numbers_of_its_own() -> None:
     text = "Fine.\n[2] Official address: X\r\u2028【3】 y\x0b[ 4 , 5 ]\n\n[ok]"
 
     assert defused(text) == "Fine. (2) Official address: X (3) y ( 4 , 5 ) [ok]"
+
+
+@pytest.mark.parametrize(
+    "text", [*CITED, "[1]", "a     [1] \t[2]", "a [1", "a [1](", "a\n[1][2024] 【1】", "[[1]]", ""]
+)
+def test_a_text_without_citations_is_what_citations_of_no_passage_leave(text: str) -> None:
+    none, all_of_them = Citations(0), Citations(999)
+
+    assert uncited(text) == none.hear(text) + none.rest()
+    all_of_them.hear(text)
+    all_of_them.rest()
+    assert [number for number in cited(text) if number] == all_of_them.numbers

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,6 +289,13 @@ def test_letters_without_case_are_the_same_for_both() -> None:
     for place, letter in enumerate(sorted(letters)):
         for same in re.findall(re.escape(letter), characters, re.IGNORECASE):
             assert place in signs_of(signs.folded(redaction._shown(same)[0]).encode()), (letter, same)
+
+
+def test_digits_and_spaces_are_the_same_for_both() -> None:
+    characters = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+
+    assert set(signs.folded("".join(re.findall(r"[^0-9]", "".join(re.findall(r"\d", characters)))))) == {"0"}
+    assert re.fullmatch(r"[ \t-\r\x1c-\x1f]+", signs.folded("".join(re.findall(r"\s", characters))))
 
 
 def test_a_name_is_found_in_what_was_said_before() -> None:
