@@ -19,6 +19,7 @@ Rows = TypeVar("Rows")
 REFUSALS: dict[str, tuple[type[GatewayError], str]] = {
     "PGRST301": (Unauthenticated, "The access token can't be trusted: sign in again."),
     "PGRST303": (Unauthenticated, "The access token has expired: refresh the session and ask again."),
+    "23503": (InvalidRequest, "It refers to something that isn't there: an export, a user or a document."),
     "22P02": (InvalidRequest, "A value has the wrong form for its column."),
     "22003": (InvalidRequest, "A number is out of range."),
     "22P05": (InvalidRequest, "A text holds a character the database can't store."),

@@ -333,7 +333,11 @@ def _add(dataset: Dataset, rows: Sequence[Sequence[Any]], number: int, validatio
 
 
 def _row(stored: Sequence[Any], validation_share: float) -> Row:
-    id, conversation_id, instruction, input, output, turns, rejected, quality, tags, user_id, source = stored
+    """A row of a part; a disliked answer of a user in the other half is left out."""
+    id, conversation_id, instruction, input, output, turns, rejected, quality, tags, user_id, source, other_id = stored
+    half = split(id if user_id is None else user_id, SPLIT_SALT, validation_share)
+    if other_id is not None and split(other_id, SPLIT_SALT, validation_share) != half:
+        rejected = None
     return Row(
         question=f"{instruction}\n\n{input}" if input else instruction,
         answer=output,
@@ -343,7 +347,7 @@ def _row(stored: Sequence[Any], validation_share: float) -> Row:
         conversation_id=conversation_id,
         quality=quality,
         tags=tuple(tags or ()),
-        split=split(id if user_id is None else user_id, SPLIT_SALT, validation_share),
+        split=half,
     )
 
 

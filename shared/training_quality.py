@@ -55,7 +55,7 @@ Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"
 
 MOST_TOKENS = 4096  # a row's, with its question
 PERMUTATIONS, SEED = 64, 1997
-PAIRS, PRIME, FACTOR = struct.Struct("<8Q"), 2**61 - 1, 0x1B873593CC9E2D51  # two minima each, for four bands of four
+PAIRS, PRIME, FACTOR = struct.Struct("<8Q"), 2**53 - 111, 0x1B873593CC9E2D51  # two minima each, for four bands of four
 AT_ONCE = 500  # conversations: with more their words leave the processor's cache, with fewer rensa's threads wait
 
 SHORT_CHARACTERS, LONG_CHARACTERS, ENDLESS_CHARACTERS = 40, 2_000, 8_000

@@ -201,9 +201,10 @@ begin
   ),
 
   members as (
-    select *, (row_number() over (order by id) - 1) / greatest(1, part_rows) as number
-    from in_reach
-    where reason is null
+    select *, (place - 1) / greatest(1, part_rows) as number
+    from (
+      select *, row_number() over (order by conversation_id, id) as place from in_reach where reason is null
+    ) as placed
   ),
 
   rejected as (
@@ -220,11 +221,11 @@ begin
     select
       export.id,
       members.number,
-      array_agg(members.id order by members.id),
-      array_agg(members.conversation_id order by members.id),
-      array_agg(members.user_id order by members.id),
-      case when has_pairs then array_agg(rejected.id order by members.id) end,
-      case when has_pairs then array_agg(rejected.user_id order by members.id) end
+      array_agg(members.id order by members.place),
+      array_agg(members.conversation_id order by members.place),
+      array_agg(members.user_id order by members.place),
+      case when has_pairs then array_agg(rejected.id order by members.place) end,
+      case when has_pairs then array_agg(rejected.user_id order by members.place) end
     from members
     left join rejected on rejected.question_hash = members.question_hash and rejected.split = members.split
     where not is_trial
@@ -250,8 +251,8 @@ $$;
 revoke all on function private.fix_parts(public.training_exports, integer) from public, anon, authenticated;
 grant execute on function private.fix_parts(public.training_exports, integer) to service_role;
 
--- A part's rows, by id, of those that still exist: {"rows": [[id, conversation_id, instruction, input, output, turns,
--- rejected_output, quality_score, tags, user_id, source], …]}.
+-- A part's rows that still exist, in the order of their conversations: {"rows": [[id, conversation_id, instruction,
+-- input, output, turns, rejected_output, quality_score, tags, user_id, source, rejected_user_id], …]}.
 create function public.read_export_part(id bigint, number integer)
 returns json
 language sql
@@ -262,11 +263,12 @@ as $$
   select json_build_object('rows', coalesce(json_agg(
     json_build_array(
       rows.id, rows.conversation_id, rows.instruction, rows.input, rows.output, rows.turns, rejected.output,
-      rows.quality_score, rows.tags, rows.user_id, rows.source
-    ) order by rows.id
+      rows.quality_score, rows.tags, rows.user_id, rows.source, members.rejected_user_id
+    ) order by members.place
   ), '[]'))
   from public.training_export_parts as parts
-  cross join lateral unnest(parts.ids, parts.rejected_ids) as members (id, rejected_id)
+  cross join lateral unnest(parts.ids, parts.rejected_ids, parts.rejected_user_ids)
+  with ordinality as members (id, rejected_id, rejected_user_id, place)
   inner join public.training_data as rows on rows.id = members.id
   left join public.training_data as rejected on rejected.id = members.rejected_id
   where parts.export_id = read_export_part.id and parts.number = read_export_part.number

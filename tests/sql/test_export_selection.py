@@ -166,9 +166,9 @@ def test_a_row_of_a_part_is_all_that_is_written(exports: Exports) -> None:
         [
             [
                 *[row_id, asked, "Why?", None, "So.", [["q", "a"]], None],
-                *[0.9, ["lang:en", "multi_turn"], user_id, "conversation"],
+                *[0.9, ["lang:en", "multi_turn"], user_id, "conversation", None],
             ],
-            [written, None, "Say it", "loudly", "It.", None, None, 0.9, ["lang:en"], None, "synthetic"],
+            [written, None, "Say it", "loudly", "It.", None, None, 0.9, ["lang:en"], None, "synthetic", None],
         ]
     )
 
@@ -256,10 +256,10 @@ def test_an_increment_has_what_was_changed_since_the_last(exports: Exports) -> N
     second = exports.ask(user_id, "3?")
     exports.rate(late, 1)  # long after the others, of an earlier one
 
-    assert exports.export(incremental=True) == [second, late]
+    assert exports.export(incremental=True) == [late, second]
 
     assert exports.export(incremental=True) == []
-    assert exports.export() == [first, second, late]
+    assert exports.export() == [first, late, second]
     assert exports.export(incremental=True) == []
 
 
