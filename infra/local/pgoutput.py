@@ -24,6 +24,14 @@ READ_SLOT = """
     )
 """
 
+# Each reading decodes anew what was logged since PostgreSQL last noted which transactions run, which it does by itself
+# every 15 seconds only. Of many changes they would be read again and again.
+ADVANCE_SLOT = """
+    select pg_log_standby_snapshot()
+    from pg_replication_slots
+    where slot_name = 'realtime_' || pg_backend_pid() and pg_current_wal_lsn() - restart_lsn > 1024 * 1024
+"""
+
 Row = dict[str, str | None]
 
 

@@ -351,6 +351,7 @@ class Realtime:
         return await connect(self._database_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
 
     async def _poll(self, log: Database, database: Database) -> None:
+        await log.execute(pgoutput.ADVANCE_SLOT)
         cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
         for change in pgoutput.changes(message for (message,) in await cursor.fetchall()):
             try:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -34,6 +35,15 @@ def load(database_url: str, count: int) -> None:
                 copy.write_row(row)
         connection.execute("alter publication supabase_realtime add table public.conversations")
         connection.execute("vacuum analyze public.conversations")
+        _until_realtime_has_read_it(connection)
+
+
+def _until_realtime_has_read_it(connection: psycopg.Connection[Any]) -> None:
+    """It decodes all that is written, whatever it tells of, and would take a core from the first who is measured."""
+    [end] = connection.execute("select pg_current_wal_lsn()").fetchone() or [None]
+    behind = "select count(*) from pg_replication_slots where confirmed_flush_lsn < %s"
+    while (connection.execute(behind, [end]).fetchone() or [0])[0]:
+        time.sleep(0.5)
 
 
 def rows(count: int) -> Iterator[tuple[Any, ...]]:
