@@ -308,6 +308,9 @@ def test_drops_no_passages_that_the_model_in_use_lacks(
     stack: Stack, folder: Path, embeddings: tuple[Embeddings, dict[str, str]], model_in_use: str
 ) -> None:
     _, settings = embeddings
+    (folder / "first.md").write_text("Loaded early, by the model in use.")
+    run(stack, "load", folder)
+    (folder / "first.md").unlink()
     (folder / "own.md").write_text("Loaded late, by the model of yesterday.")
     run(stack, "load", folder, **settings)
 

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from supabase import Client
 
-from tests.sql import rows
+from tests.sql import retire, rows
 
 RULES = "any"
 OPTIONS: dict[str, Any] = {
@@ -91,7 +91,14 @@ class Exports:
 
     def clear(self) -> None:
         """As on the first day."""
-        for table in ("public.training_exports", "public.training_data", "public.conversations"):
+        for (name,) in self.all("select model_name from public.model_metadata where dataset_export_id is not null"):
+            retire(self.database, name)
+        for table in (
+            "public.fine_tune_jobs",
+            "public.training_exports",
+            "public.training_data",
+            "public.conversations",
+        ):
             self.all(f"delete from {table}")  # noqa: S608
         self.all("update private.corpus set collected_until = '0', rules = ''")
 

@@ -8,7 +8,7 @@ from tests.sql.exports import Exports
 from tests.sql.models import Family
 
 WORKER = "5f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a11"
-NOTHING = {"conversations": 0, "training_data": 0, "exports": [], "models": []}
+NOTHING = {"conversations": 0, "training_data": 0, "exports": [], "models": [], "jobs": []}
 
 
 def erase(exports: Exports, user_id: int) -> dict[str, Any]:

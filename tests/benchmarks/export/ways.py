@@ -44,7 +44,8 @@ async def _ours(export_id: int | None) -> dict[str, Any]:
                 done = await exports.run(clients, export_id, math.inf)
             except Busy:
                 await asyncio.sleep(0.2)
-        return {"rows": (await exports.read(clients, export_id)).rows, "export": export_id}
+        told = await exports.read(clients, export_id)
+        return {"rows": told.rows + sum(told.skipped.values()), "export": export_id}
 
 
 def _s3(clients: Clients) -> Any:
