@@ -1,17 +1,17 @@
 """An export's files in Storage: written while their rows are read, in parts, and gone on with where a killed run was.
 
 Rows come in numbered batches, the same ones whenever they are asked for. A file knows how many batches are whole in
-what Storage has of it; a run that begins again passes over these, and the rest of a file is at most `FLUSH_BYTES` and
-one batch. S3 takes no smaller parts, the last one aside.
+what Storage has of it, and a run that begins again passes over these. S3 takes no parts below `FLUSH_BYTES`, the last
+one aside: what a run has less of when its time is up is parked as a file of its own, for the next one to go on with.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from shared import transfers
-from shared.prompting import count_tokens
+from shared.prompting import BYTES_PER_TOKEN
 from shared.training_formats import FORMATS, Name, Row, Split, encode, note
 from shared.transfers import Destination, UploadGone
 
@@ -22,7 +22,7 @@ NOTES = "application/jsonl"
 
 @dataclass(slots=True)
 class Part:
-    """What Storage has of a file: its upload in parts, and how many rows, bytes and batches are in these."""
+    """What Storage has of a file: its upload in parts, what is parked, and the rows, bytes and batches in both."""
 
     upload_id: str | None = None
     etags: list[str] = field(default_factory=list)
@@ -30,6 +30,7 @@ class Part:
     rows: int = 0
     size_bytes: int = 0
     tokens: int = 0
+    is_parked: bool = False
 
 
 @dataclass(slots=True)
@@ -68,6 +69,19 @@ class File:
         self.buffer.clear()
         self.stored = Part(
             self.stored.upload_id, [*self.stored.etags, etag], batches, self.rows, self.size_bytes, self.tokens
+        )
+
+    def park(self, batches: int) -> None:
+        """Keep what waits for the next run."""
+        if self.buffer:
+            transfers.put(self.destination, _parked(self.path), bytes(self.buffer), "application/octet-stream")
+        self.stored = replace(
+            self.stored,
+            batches=batches,
+            rows=self.rows,
+            size_bytes=self.size_bytes,
+            tokens=self.tokens,
+            is_parked=bool(self.buffer),
         )
 
     def finish(self) -> str:
@@ -109,7 +123,7 @@ class Pair:
         if self.data.stored.batches <= batch:
             self.data.add((form.separator if self.data.rows else form.opening) + line)
             self.data.rows += 1
-            self.data.tokens += count_tokens(row.question) + count_tokens(row.answer)
+            self.data.tokens += int(len(line) / BYTES_PER_TOKEN) + 1
         if self.notes.stored.batches <= batch:
             self.notes.rows += 1
             self.notes.add(note(self.notes.rows, row, line))
@@ -152,9 +166,15 @@ class Dataset:
             raise Torn from error
         return bool(full)
 
+    def park(self, batches: int) -> None:
+        """Keep all that waits, which ends with the batch before `batches`, for a run that goes on from there."""
+        for file in self._files():
+            if file.stored.batches < batches:
+                file.park(batches)
+
     def progress(self) -> dict[str, Any]:
         """How far the files are, as JSON that the caller keeps."""
-        return {"files": {file.path: asdict(file.stored) for file in self._files() if file.stored.upload_id}}
+        return {"files": {file.path: asdict(file.stored) for file in self._files() if file.stored.batches}}
 
     def finish(self) -> list[dict[str, Any]]:
         """Store all files that have rows; gives what the manifest says of each.
@@ -166,16 +186,18 @@ class Dataset:
         if any(pair.data.rows != pair.notes.rows for pair in pairs):
             raise Torn
         try:
-            return [_finished(pair) for pair in pairs]
+            finished = [_finished(pair) for pair in pairs]
         except UploadGone as error:
             raise Torn from error
-
-    def abandon(self) -> None:
-        """End the uploads that are under way."""
-        transfers.end_uploads(self.destination)
+        transfers.remove(self.destination, [_parked(file.path) for file in self._files()])
+        return finished
 
     def _files(self) -> list[File]:
         return [file for pairs in self.pairs.values() for pair in pairs for file in (pair.data, pair.notes)]
+
+
+def _parked(path: str) -> str:
+    return f"{path}.parked"
 
 
 def _pair(name: Name, split: Split, begun: Any) -> Pair:

@@ -36,7 +36,7 @@ from shared.errors import (
 from shared.models import Deadline
 from shared.registry import Name, Text, Version
 from shared.settings import Settings, provider_key
-from shared.storage import SignedUpload, Storage
+from shared.storage import DATASETS, SignedUpload, Storage
 from shared.telemetry import logger
 from shared.transfers import Destination, Keep, Outcome
 from shared.uploads import Announced
@@ -168,6 +168,8 @@ async def register_served(clients: Clients, run: Deploy, actor: str) -> Version:
 
 def _check_files(run: Deploy) -> None:
     """Raises `ArtifactRefused` for files whose names alone say that they won't be taken."""
+    if run.model_name == DATASETS:
+        raise InvalidRequest(f"modelName: {DATASETS} is where exports are kept: choose another.")
     names = artifacts.Names(artifacts.Rules(run.allow_pickle, run.leave_out))
     for file in run.files:
         artifacts.check_path(file.path)

@@ -69,6 +69,8 @@ async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) 
     db = database.as_gateway(clients.http, clients.settings)
     erased = {"user_id": user_id, "actor": actor}
     told = await database.call(db, "erase_training_user", erased, ERASE_SECONDS)
+    for gone in told["replaced"]:  # whoever finished its successor may have been stopped before he could
+        await exports.remove(clients, gone["id"])
     for each in told["exports"]:
         if clients.settings.export_queue_url:
             await exports.hand_over(clients, each["replaced_by"])

@@ -30,7 +30,7 @@ from shared.errors import Conflict, DatabaseUnavailable, GatewayError, InvalidRe
 from shared.models import Deadline
 from shared.prompting import Exchange
 from shared.registry import Text
-from shared.storage import SignedDownloads, Storage
+from shared.storage import DATASETS, SignedDownloads, Storage
 from shared.telemetry import logger
 from shared.training_data import CALL_SECONDS, Lost
 from shared.training_formats import Name, Row
@@ -38,17 +38,17 @@ from shared.training_quality import RULES, SPLIT_SALT, split
 from shared.transfers import Destination
 from shared.wire import Wire
 
-FOLDER = "datasets"
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 PART_ROWS = 2000
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10
 SELECT_SECONDS = 300
-DELAY_SECONDS = 2
+DELAY_SECONDS, LONGEST_SECONDS = 2, 900  # of a message; SQS takes no longer
+IN_REQUEST_ROWS = 20_000  # of more conversations than these no request waits for the beginning
 LEAST_SECONDS = 0.2
 PAGE = 100
-COUNTED = "an estimate, on the high side: 3.4 bytes of UTF-8 a token"
+COUNTED = f"an estimate of each row as it is written: {prompting.BYTES_PER_TOKEN} bytes a token"
 Status = Literal["collecting", "writing", "ready", "failed", "replaced"]
 
 
@@ -138,7 +138,8 @@ async def begin(clients: Clients, export: Export, actor: str, deadline: Deadline
         {"options": _options(export), "rules": RULES, "actor": actor, "shard_rows": clients.settings.export_shard_rows},
         CALL_SECONDS,
     )
-    if clients.settings.export_queue_url and (in_background or told["shards"] > 1):
+    in_background = in_background or told["shards"] > 1 or told["to_collect"] > IN_REQUEST_ROWS
+    if clients.settings.export_queue_url and in_background:
         for _ in range(max(1, told["shards"]) if told["outcome"] == "begun" else 1):
             await hand_over(clients, told["id"])
     else:
@@ -155,8 +156,21 @@ async def carry_on(clients: Clients, export_id: int, seconds: float) -> None:
         await hand_over(clients, export_id, busy.seconds)
     except Unavailable:
         raise
-    except GatewayError as error:  # the row says so
+    except (Conflict, InvalidRequest, NotFound) as error:  # the row says so, where there is one
         logger.error("an export failed", extra={"exportId": export_id, "code": error.code, "reason": error.message})
+    except GatewayError as error:  # somebody has to look after a setting
+        logger.error("an export can't go on", extra={"exportId": export_id, "reason": error.message})
+        await hand_over(clients, export_id, LONGEST_SECONDS)
+
+
+async def carry_on_all(clients: Clients, seconds: float) -> None:
+    """For a schedule: whatever isn't finished goes on, so that none is lost with its message."""
+    stop_at = time.monotonic() + seconds
+    for export_id in (await _call(clients, "list_unfinished_exports", {}))["ids"]:
+        if clients.settings.export_queue_url:
+            await hand_over(clients, export_id)
+        elif (left := stop_at - time.monotonic()) > LEAST_SECONDS:
+            await carry_on(clients, export_id, left)
 
 
 async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
@@ -187,6 +201,8 @@ async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
                 case "unknown":
                     raise NotFound(f"There is no export {export_id}.")
                 case _:
+                    if told["replaces"]:  # whoever finished it may have been stopped before he could
+                        await remove(clients, told["replaces"])
                     return True
             if not done or time.monotonic() >= stop_at:
                 await _release(clients, export_id, worker)
@@ -200,6 +216,7 @@ async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
             if isinstance(error, InvalidRequest):  # of Storage, that will never take it
                 failed = {"id": export_id, "worker": worker, "failure": error.message}
                 await _call(clients, "fail_export", failed)
+                await remove(clients, export_id)
             else:
                 await _release(clients, export_id, worker)
         raise
@@ -223,11 +240,12 @@ async def page(clients: Clients, after: int | None) -> Exports:
 async def sign(clients: Clients, export_id: int) -> SignedDownloads:
     """Addresses of its files, for five minutes. Raises `NotFound`, and `Conflict` before it is ready."""
     found = await read(clients, export_id)
-    if found.status != "ready":
-        raise Conflict(f"Export {export_id} is {found.status}: there are no files.")
+    if found.status != "ready" or found.replaced_by:
+        instead = f"replaced by {found.replaced_by}" if found.replaced_by else found.status
+        raise Conflict(f"Export {export_id} is {instead}: there are no files.")
     paths = [path for file in found.files for path in (file.path, file.sidecar)]
     signing = Storage(clients.settings, clients.http)
-    return await signing.sign_downloads(f"{FOLDER}/{export_id}", [*paths, MANIFEST] if found.manifest else paths)
+    return await signing.sign_downloads(f"{DATASETS}/{export_id}", [*paths, MANIFEST] if found.manifest else paths)
 
 
 async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float) -> bool:
@@ -235,24 +253,25 @@ async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at
     export_id, options = told["id"], told["options"]
     destination = _destination(clients, export_id)
     kept = told["progress"]
-    if not kept:
-        await asyncio.to_thread(transfers.end_uploads, destination)
-    dataset = Dataset(destination, options["formats"], kept)
+    if not kept:  # of a run that was killed, or wrote rows that were erased since
+        await asyncio.to_thread(transfers.remove_all, destination, MANIFEST)
+    dataset = await asyncio.to_thread(Dataset, destination, options["formats"], kept)
     noted = time.monotonic()
     try:
         async with aclosing(_parts(clients, export_id, dataset.batches, told["parts"])) as parts:
             async for number, rows in parts:
                 sent = await asyncio.to_thread(_add, dataset, rows, number, options["validation_share"])
+                if time.monotonic() >= stop_at:
+                    await asyncio.to_thread(dataset.park, number + 1)
+                    await _note(clients, export_id, worker, dataset.progress())
+                    return False
                 if sent or time.monotonic() - noted > NOTE_SECONDS:
                     await _note(clients, export_id, worker, dataset.progress())
                     noted = time.monotonic()
-                if time.monotonic() >= stop_at:
-                    return False
         await _note(clients, export_id, worker, dataset.progress())
         files = await asyncio.to_thread(dataset.finish)
     except Torn:
         logger.warning("an export is written anew", extra={"exportId": export_id})
-        await asyncio.to_thread(dataset.abandon)
         await _note(clients, export_id, worker, None)
         return True
     await _finish(clients, told, worker, destination, files)
@@ -265,13 +284,13 @@ async def _finish(
     export_id = told["id"]
     body = _manifest(told, files)
     await asyncio.to_thread(transfers.put, destination, MANIFEST, body, "application/json")
-    manifest = {"path": f"{FOLDER}/{export_id}/{MANIFEST}", "sha256": hashlib.sha256(body).hexdigest()}
+    manifest = {"path": f"{DATASETS}/{export_id}/{MANIFEST}", "sha256": hashlib.sha256(body).hexdigest()}
     rows = max((_rows(files, name) for name in told["options"]["formats"]), default=0)
     finished = {"id": export_id, "worker": worker, "files": files, "manifest": manifest, "rows": rows}
     _held(await _call(clients, "finish_export", finished))
     logger.info("an export is ready", extra={"exportId": export_id, "rows": rows})
     if replaced := told.get("replaces"):
-        await _remove(clients, replaced)
+        await remove(clients, replaced)
 
 
 def _rows(files: Sequence[Mapping[str, Any]], name: str) -> int:
@@ -298,8 +317,8 @@ def _manifest(told: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> by
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-async def _remove(clients: Clients, export_id: int) -> None:
-    """Remove a replaced export's files, the manifest first."""
+async def remove(clients: Clients, export_id: int) -> None:
+    """Remove an export's files, the manifest first."""
     destination = _destination(clients, export_id)
     await asyncio.to_thread(transfers.remove_all, destination, MANIFEST)
 
@@ -368,7 +387,7 @@ async def do_what_can_be(clients: Clients, export_id: int, deadline: Deadline) -
 async def hand_over(clients: Clients, export_id: int, delay_seconds: int = DELAY_SECONDS) -> None:
     """Leave the rest to a worker, if there is any."""
     if url := clients.settings.export_queue_url:
-        await queue.send(url, {"export": export_id}, min(delay_seconds, 900))
+        await queue.send(url, {"export": export_id}, min(delay_seconds, LONGEST_SECONDS))
 
 
 async def _note(clients: Clients, export_id: int, worker: str, progress: Mapping[str, Any] | None) -> None:
@@ -413,7 +432,7 @@ def _exported(told: Mapping[str, Any]) -> Exported:
 
 
 def _destination(clients: Clients, export_id: int) -> Destination:
-    return storage.Storage(clients.settings, clients.http).destination(f"{FOLDER}/{export_id}")
+    return storage.Storage(clients.settings, clients.http).destination(f"{DATASETS}/{export_id}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from shared.wire import Wire
 
 Answer = TypeVar("Answer")
 URL_SECONDS = 300
+DATASETS = "datasets"  # the folder of exports, and so no model's name
 
 
 class SignedUpload(Wire):

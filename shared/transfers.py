@@ -104,7 +104,7 @@ class OutOfTime(Exception):
 
 
 class UploadGone(StorageUnavailable):
-    """Storage knows nothing of an upload in parts: it was completed, ended, or has expired."""
+    """Storage has no such upload in parts, or no such part: it was completed or ended, or somebody else sends it."""
 
 
 @cache
@@ -237,6 +237,21 @@ def put(destination: Destination, path: str, data: bytes, content_type: str) -> 
     to = destination
     with storage_errors(to):
         to.s3.put_object(Bucket=to.bucket, Key=to.key(path), Body=data, ContentType=content_type)
+
+
+def get(destination: Destination, path: str) -> bytes:
+    """A small file."""
+    to = destination
+    with storage_errors(to):
+        return bytes(to.s3.get_object(Bucket=to.bucket, Key=to.key(path))["Body"].read())
+
+
+def remove(destination: Destination, paths: Sequence[str]) -> None:
+    """Files that aren't there are no error."""
+    to = destination
+    with storage_errors(to):
+        for path in paths:
+            to.s3.delete_object(Bucket=to.bucket, Key=to.key(path))
 
 
 def size_of(destination: Destination, path: str) -> int | None:
@@ -561,7 +576,7 @@ def storage_errors(destination: Destination) -> Iterator[None]:
         yield
     except ClientError as error:
         code = _code(error)
-        if code == "NoSuchUpload":
+        if code in ("NoSuchUpload", "InvalidPart"):
             raise UploadGone("Storage has lost an upload in parts: try again.") from error
         if code in ("EntityTooLarge", "413"):
             raise ArtifactRefused(

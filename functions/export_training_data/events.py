@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from shared import exports, fine_tuning
 from shared.clients import kept
+from shared.errors import InvalidRequest
 from shared.exports import Export
 from shared.models import Deadline
 from shared.queue import Delivery
@@ -26,10 +29,17 @@ async def consume(delivery: Delivery) -> None:
 
 
 async def occurred(event: Mapping[str, Any], seconds: float) -> None:
-    """The time to look after jobs, and for an export: of what is new, or of what the event's `export` says."""
+    """The time to look after what isn't finished; and to export, where the event says `export`, with its options."""
     if event.get("source") not in SCHEDULES:
         logger.error("an event that nobody knows", extra={"keys": sorted(map(str, event))[:20]})
         return
-    await fine_tuning.check_all(kept(), seconds / 2)
-    export = Export(**event.get("export", {"incremental": True}))
-    await exports.begin(kept(), export, "schedule", Deadline.after(seconds), in_background=True)
+    await fine_tuning.check_all(kept(), seconds / 3)
+    await exports.carry_on_all(kept(), seconds / 3)
+    if "export" not in event:
+        return
+    try:
+        export = Export(**event["export"])
+    except (ValidationError, InvalidRequest, TypeError) as error:
+        logger.error("a schedule's export that can't be read", extra={"reason": type(error).__name__})
+        return
+    await exports.begin(kept(), export, "schedule", Deadline.after(seconds / 3), in_background=True)

@@ -17,6 +17,7 @@ import pytest
 
 from infra.local.stack import Stack
 from tests.functions.corpus import PATH, Corpus
+from tests.functions.deployments import clients
 from tests.functions.test_deferred import queue_of
 from tests.users import User
 
@@ -423,6 +424,8 @@ def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> 
 
     assert (answer.status_code, answer.headers["location"]) == (202, f"{PATH}/{export_id}")
     assert runs > 1
+    left = corpus.sql("select name from storage.objects where name like %s", f"datasets/{export_id}/%.parked")
+    assert left == []
     told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(export_id)))
     assert len(told) == 12_000 and set(told.values()) == {1}
 
@@ -434,6 +437,47 @@ def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings
     code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + {seconds}))"
     environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": "", **settings}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)
+
+
+def test_a_schedule_goes_on_with_what_isnt_finished(corpus: Corpus, stack: Stack) -> None:
+    corpus.put_many(30)
+    with queue_of(stack) as queue, stack.functions(EXPORT_QUEUE_URL=queue.url) as corpus.origin:
+        begun = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async").json()
+    corpus.origin = stack.url  # and the message is gone with its queue
+
+    deliver(stack, {"source": "aws.scheduler"})
+    deliver(stack, {"source": "aws.scheduler", "export": {"formats": ["parquet"]}})
+
+    assert corpus.until(begun["exportId"])["rows"] == 30
+    listed = corpus.call("GET").json()["exports"]
+    assert [each["exportId"] for each in listed if each["options"]["modelVersion"] == corpus.model] == [
+        begun["exportId"]
+    ]
+
+
+def test_files_of_a_run_that_was_killed_at_its_end_go(corpus: Corpus) -> None:
+    user = corpus.user()
+    corpus.put(user, "What is slippage?", SLIPPAGE)
+    corpus.put_many(20)
+    old = corpus.export()
+    corpus.call("POST", "/erase", {"userId": user})
+    corpus.until(old["exportId"], "replaced")
+    _, storage = clients(corpus.stack)
+    key = f"datasets/{old['exportId']}/alpaca.train.json"
+    storage.put_object(Bucket="ai-models", Key=key, Body=b"as if it had never been removed")
+
+    again = corpus.call("POST", "/erase", {"userId": user}).json()
+
+    assert (again["conversations"], again["exports"]) == (0, [])
+    assert corpus.sql("select name from storage.objects where name = %s", key) == []
+
+
+def test_no_model_is_where_exports_are(corpus: Corpus) -> None:
+    body = {"modelName": "datasets", "baseModel": "llama", "source": "s3://training/any/"}
+    headers = {"apikey": corpus.stack.keys.secret}
+    answer = httpx.post(f"{corpus.origin}/functions/v1/deploy-model", json=body, headers=headers)
+
+    assert (answer.status_code, "modelName" in answer.json()["error"]) == (422, True)
 
 
 def test_erasure_reaches_tables_and_files(corpus: Corpus) -> None:
