@@ -63,10 +63,9 @@ class File:
         """Send what waits, which ends with the last row of the batch before `batches`. Raises `UploadGone`."""
         if self.stored.upload_id is None:
             self.stored.upload_id = transfers.begin_upload(self.destination, self.path, self.content_type)
-        number, data = len(self.stored.etags) + 1, bytes(self.buffer)
+        number, data, self.buffer = len(self.stored.etags) + 1, self.buffer, bytearray()
         etag = transfers.put_part(self.destination, self.path, self.stored.upload_id, number, data)
         self.hash(data)
-        self.buffer.clear()
         self.stored = Part(
             self.stored.upload_id, [*self.stored.etags, etag], batches, self.rows, self.size_bytes, self.tokens
         )
@@ -74,7 +73,7 @@ class File:
     def park(self, batches: int) -> None:
         """Keep what waits for the next run."""
         if self.buffer:
-            transfers.put(self.destination, _parked(self.path), bytes(self.buffer), "application/octet-stream")
+            transfers.put(self.destination, _parked(self.path), self.buffer, "application/octet-stream")
         self.stored = replace(
             self.stored,
             batches=batches,
@@ -87,9 +86,8 @@ class File:
     def finish(self) -> str:
         """Store the file whole; gives its hash, for which a file of several runs is read once more."""
         if self.stored.upload_id is None:
-            data = bytes(self.buffer)
-            self.hash(data)
-            transfers.put(self.destination, self.path, data, self.content_type)
+            self.hash(self.buffer)
+            transfers.put(self.destination, self.path, self.buffer, self.content_type)
             return str(self.digest.hexdigest())
         try:
             if self.buffer:
@@ -101,7 +99,7 @@ class File:
             self.digest = None
         return str(self.digest.hexdigest()) if self.digest else transfers.hash_of(self.destination, self.path)
 
-    def hash(self, data: bytes) -> None:
+    def hash(self, data: bytes | bytearray) -> None:
         if self.digest:
             self.digest.update(data)
 

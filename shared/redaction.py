@@ -303,6 +303,7 @@ BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and comm
 )
 HEX_ADDRESS = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9a-fA-F]{20,63}(?![0-9A-Za-z])")
 TRON = re.compile(rf"(?<![0-9A-Za-z])T[{BASE58}]{{33}}(?![0-9A-Za-z])")
+WALLET_NAMES = re.compile(r"(?<![\w.@/-])[a-z0-9][a-z0-9-]{2,125}\.(?:ton|eth)(?![\w-]|\.\w)")  # of TON DNS and ENS
 NOBODY = re.compile(r"(?:0x|-?\d:)0+(?:dead)?")  # where coins are burnt
 HEX_HASHES = re.compile(
     r"(?<![0-9A-Za-z])(?<!sha256[:=-])(?<!sha256: )(?:0[xX][0-9a-fA-F]{64,}|[0-9a-fA-F]{64})(?![0-9A-Za-z])"
@@ -787,6 +788,7 @@ RECOGNISERS = [
     Recogniser("WALLET", _joined_addresses, ADDRESS_SIGNS),
     Recogniser("WALLET", _hex_addresses, (ALPHANUMERICS,)),
     Recogniser("WALLET", _cut_addresses, (FRIENDLY_START,)),
+    Recogniser("WALLET", _by_form(WALLET_NAMES), (r"[0-9a-z]\.(?:ton|eth)",)),
     Recogniser("API_KEY", _named_api_keys, (NAMED_KEY,)),
     Recogniser("PASSWORD", _passwords, (PASSWORD, "://[^ /]*:[^ /]*@")),
     Recogniser("EMAIL", _emails, (EMAIL,)),

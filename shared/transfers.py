@@ -209,7 +209,7 @@ def begin_upload(destination: Destination, path: str, content_type: str) -> str:
     return str(begun["UploadId"])
 
 
-def put_part(destination: Destination, path: str, upload_id: str, number: int, data: bytes) -> str:
+def put_part(destination: Destination, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
     """Send one part; gives its tag. Raises `UploadGone`."""
     to = destination
     with storage_errors(to):
@@ -232,7 +232,7 @@ def complete(destination: Destination, path: str, upload_id: str, etags: Sequenc
                 raise
 
 
-def put(destination: Destination, path: str, data: bytes, content_type: str) -> None:
+def put(destination: Destination, path: str, data: bytes | bytearray, content_type: str) -> None:
     """Store a small file."""
     to = destination
     with storage_errors(to):

@@ -12,7 +12,7 @@ import httpx
 import psycopg
 
 from infra.local.stack import Stack
-from shared.training_checks import check
+from tests.training_checks import check
 
 PATH = "/functions/v1/export-training-data"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shared import training_checks
-from shared.training_checks import check
 from shared.training_formats import Name, Row, encode, write
+from tests import training_checks
+from tests.training_checks import check
 
 ROW = Row("What is TON?", "A blockchain.", rejected="A coin?")
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}

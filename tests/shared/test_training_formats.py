@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from shared.prompting import Exchange
-from shared.training_checks import check
 from shared.training_formats import FORMATS, Name, Row, encode, write
+from tests.training_checks import check
 
 PLAIN = Row("What is TON?", "A blockchain.", rejected="A coin?", conversation_id=7, quality=0.9, tags=("rag",))
 LONG = Row(
