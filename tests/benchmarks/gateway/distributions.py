@@ -8,7 +8,7 @@ import numpy as np
 Spread = Mapping[str, Sequence[float]]
 
 
-def plot(added_ms: Mapping[int, Spread], file: Path) -> None:
+def plot(added_ms: Mapping[str, Spread], file: Path) -> None:
     """The share of requests to which no more was added, over milliseconds; `added_ms` by concurrency and name."""
     import matplotlib
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-SPREAD_SECONDS = 0.22  # an upstream's own time: the connections begin spread over it, and don't go in one wave
+SPREAD_SECONDS = 0.22  # about an upstream's own time: connections begin spread over it, and don't go in one wave
 
 
 class Refused(RuntimeError):
@@ -48,7 +48,11 @@ class Timed:
 
 
 async def run(
-    origin: str, calls: Sequence[Call], connection_count: int, each: Callable[[int], None] = lambda count: None
+    origin: str,
+    calls: Sequence[Call],
+    connection_count: int,
+    each: Callable[[int], None] = lambda count: None,
+    spread_seconds: float = SPREAD_SECONDS,
 ) -> list[Timed]:
     """The answers in the order they came; `each` is told how many there are. Raises `Refused`."""
     waiting, answers = iter([call.encoded() for call in calls]), list[Timed]()
@@ -56,7 +60,7 @@ async def run(
         async with asyncio.TaskGroup() as connections:
             for place in range(connection_count):
                 connections.create_task(
-                    _connection(origin, place * SPREAD_SECONDS / connection_count, waiting, answers, each)
+                    _connection(origin, place * spread_seconds / connection_count, waiting, answers, each)
                 )
     except ExceptionGroup as failed:
         first = failed.exceptions[0]

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.gateway import processes
-from tests.benchmarks.gateway.load import SPREAD_SECONDS, Call, Refused
+from tests.benchmarks.gateway.load import Call, Refused
 from tests.benchmarks.gateway.measures import Answered
 
 COMMAND = [sys.executable, "-m", "tests.benchmarks.gateway.invoker"]
 
 
 def run(
-    calls: Sequence[Call], process_count: int, warm_count: int, environment: Mapping[str, str], folder: Path
+    calls: Sequence[Call],
+    process_count: int,
+    warm_count: int,
+    environment: Mapping[str, str],
+    folder: Path,
+    spread_seconds: float,
 ) -> tuple[list[Answered], float]:
     """Each process answers its share of the calls, after `warm_count` of them to warm up; and the seconds it took.
 
@@ -37,7 +42,7 @@ def run(
         began = time.perf_counter()
         for process in started:
             _say(process, "go")
-            time.sleep(SPREAD_SECONDS / process_count)
+            time.sleep(spread_seconds / process_count)
         heard = [_hear(process, folder / f"sandbox-{place}.log") for place, process in enumerate(started)]
         seconds = time.perf_counter() - began
     return [Answered(whole_ms, steps) for line in heard for whole_ms, steps in json.loads(line)], seconds

@@ -1,6 +1,6 @@
 """The models' stand-in: OpenAI's wire for chat and embeddings, the same answer each time after a fixed wait.
 
-python -m tests.benchmarks.gateway.upstream PORT CHAT_MS EMBEDDING_MS
+python -m tests.benchmarks.gateway.upstream PORT CHAT_MS EMBEDDING_MS    # GET /chat-ms/1000 changes the first
 
 A protocol on asyncio's transport, so that it takes as little of the machine as it can.
 """
@@ -37,15 +37,19 @@ def framed(body: object, status: str = "200 OK") -> bytes:
     return head.encode() + content
 
 
+CHAT_PATH, EMBEDDINGS_PATH, CHANGE = b"/v1/chat/completions", b"/v1/embeddings", b"/chat-ms/"
+ANSWERS = {
+    CHAT_PATH: framed(CHAT),
+    EMBEDDINGS_PATH: framed(EMBEDDING),
+    b"/health": framed({"status": "ok"}),
+}
+
+
 class Upstream(asyncio.Protocol):
     """One connection; its requests have a content-length and come one after the other."""
 
-    def __init__(self, chat_seconds: float, embedding_seconds: float) -> None:
-        self.answers = {
-            b"/v1/chat/completions": (chat_seconds, framed(CHAT)),
-            b"/v1/embeddings": (embedding_seconds, framed(EMBEDDING)),
-            b"/health": (0.0, framed({"status": "ok"})),
-        }
+    def __init__(self, seconds: dict[bytes, float]) -> None:
+        self.seconds = seconds  # all connections' own
         self.received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -58,7 +62,10 @@ class Upstream(asyncio.Protocol):
         if not blank or len(body) < _content_length(head):
             return
         self.received.clear()
-        seconds, answer = self.answers.get(head.split(b" ", 2)[1], (0.0, framed({}, "404 Not Found")))
+        path = head.split(b" ", 2)[1]
+        if path.startswith(CHANGE):
+            self.seconds[CHAT_PATH] = int(path.removeprefix(CHANGE)) / 1000
+        seconds, answer = self.seconds.get(path, 0), ANSWERS.get(path, ANSWERS[b"/health"])
         if seconds:
             asyncio.get_running_loop().call_later(seconds, self.transport.write, answer)
         else:
@@ -68,7 +75,8 @@ class Upstream(asyncio.Protocol):
 async def serve(port: int, chat_seconds: float, embedding_seconds: float) -> None:
     """Until the process is stopped."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Upstream(chat_seconds, embedding_seconds), "127.0.0.1", port)
+    seconds = {CHAT_PATH: chat_seconds, EMBEDDINGS_PATH: embedding_seconds}
+    server = await loop.create_server(lambda: Upstream(seconds), "127.0.0.1", port)
     await server.serve_forever()
 
 
