@@ -44,6 +44,8 @@ ANSWERS = {
     b"/health": framed({"status": "ok"}),
 }
 
+NOT_FOUND = framed({}, "404 Not Found")
+
 
 class Upstream(asyncio.Protocol):
     """One connection; its requests have a content-length and come one after the other."""
@@ -65,7 +67,8 @@ class Upstream(asyncio.Protocol):
         path = head.split(b" ", 2)[1]
         if path.startswith(CHANGE):
             self.seconds[CHAT_PATH] = int(path.removeprefix(CHANGE)) / 1000
-        seconds, answer = self.seconds.get(path, 0), ANSWERS.get(path, ANSWERS[b"/health"])
+            path = b"/health"
+        seconds, answer = self.seconds.get(path, 0), ANSWERS.get(path, NOT_FOUND)
         if seconds:
             asyncio.get_running_loop().call_later(seconds, self.transport.write, answer)
         else:
