@@ -24,7 +24,8 @@ from shared.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from shared.fine_tuning import TRAINERS, FineTune, _files
+from shared.fine_tune_course import TRAINERS
+from shared.fine_tuning import FineTune, _files
 from shared.prompting import Exchange
 from shared.trainers.api import Api, File, Method, Order, Progress
 from shared.training_formats import Name, Row, Split, write
