@@ -434,6 +434,25 @@ async def test_hugging_face_runs_trls_script_on_the_dataset(provider: str, stand
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("provider", ["huggingface"])
+async def test_a_lists_values_stand_each_for_itself(provider: str, stand_in: HuggingFace) -> None:
+    await trained(provider, stand_in, ordered(provider, lora_target_modules=["q", "v"], lora_r=8))
+
+    [job] = stand_in.jobs.values()
+    assert job["command"][-4:] == ["--lora_target_modules", "q", "v", "--lora_r=8"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("provider", ["huggingface"])
+async def test_a_lists_value_that_would_be_an_option_is_refused(provider: str, stand_in: HuggingFace) -> None:
+    error = await refused(provider, stand_in, lora_target_modules=["q", "--push_to_hub=false"])
+
+    assert isinstance(error, InvalidRequest)
+    assert error.message == "params: lora_target_modules: --push_to_hub=false is no value."
+    assert stand_in.jobs == {}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("provider", ["huggingface"])
 @pytest.mark.parametrize("pushed", [{}, {"pytorch_model.bin": b""}], ids=["nothing", "no safetensors"])
 async def test_a_job_that_has_pushed_no_weights_has_failed(
     provider: str, stand_in: HuggingFace, pushed: dict[str, bytes]
