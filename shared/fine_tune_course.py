@@ -58,7 +58,7 @@ LEFT_OUT = (".gitattributes", "training_args.bin")
 async def advance(clients: Clients, job_id: int, seconds: float) -> None:
     """Take a job in hand and bring it as far as it goes; a failure that can't be mended ends it.
 
-    Raises `TransferRunning` where somebody else has it, `Unavailable` and, while it is trained, `Misconfigured`.
+    Raises `TransferRunning` where somebody else has it, `Unavailable` and, once the provider has it, `Misconfigured`.
     """
     deadline = Deadline.after(seconds)
     db = database.as_gateway(clients.http, clients.settings)
@@ -83,9 +83,10 @@ async def advance(clients: Clients, job_id: int, seconds: float) -> None:
 
 
 def _failure(row: Mapping[str, Any], error: GatewayError) -> str | None:
-    """What ends a job; None for what may pass, as a wrong key does while the provider has the job."""
+    """What ends a job; None for what may pass, as a wrong key does once the provider has the job."""
     if not error.retryable:
-        return None if isinstance(error, Misconfigured) and row["status"] == "training" else error.message
+        may_pass = isinstance(error, Misconfigured) and row["status"] in ("training", "deploying")
+        return None if may_pass else error.message
     if row["status"] == "uploading" and row["tries"] >= TRIES:
         reason = (
             "The time of a run is too short for its files." if isinstance(error, DeadlineExceeded) else error.message

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from functions.export_training_data import fine_tunes
 from infra.local.stack import Stack
-from shared import database, fine_tuning, queue, registry, web
+from shared import database, deployments, fine_tuning, queue, registry, web
 from shared.clients import Clients, kept
 from shared.errors import Conflict, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
 from shared.fine_tuning import FineTune, Job
@@ -404,6 +404,30 @@ async def test_a_key_that_is_wrong_for_a_while_loses_no_job(
 
     assert export.jobs() == ["training"]
     assert messages() == [0, 2]
+
+
+@pytest.mark.anyio
+async def test_a_key_that_is_missing_for_a_while_loses_no_model(
+    settings: Settings,
+    export: Exported,
+    provider: str,
+    stand_in: Training,
+    messages: Callable[[], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(settings) as clients:
+        trained = await export.start(clients, provider, seconds=deployments.NOTE_SECONDS)
+        monkeypatch.delenv(f"{provider.upper()}_API_KEY")
+        await fine_tuning.carry_on(clients, trained.id, 30)
+        with pytest.raises(Misconfigured):
+            await fine_tuning.check(clients, trained.id)
+        waiting = export.jobs()
+        monkeypatch.setenv(f"{provider.upper()}_API_KEY", KEY)
+        job = await fine_tuning.check(clients, trained.id)
+
+    assert waiting == [trained.status] == ["deploying"]
+    assert messages() == [0, 2]
+    assert job.status == "ready"
 
 
 @pytest.mark.anyio
