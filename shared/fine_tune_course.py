@@ -12,7 +12,7 @@ found again by the row's `reference`: in files' names, in OpenAI's metadata, in 
 the job's training file. Only where a provider's list lacks a job that was started a moment ago is it started twice.
 """
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -107,18 +107,35 @@ async def _go_on(clients: Clients, hold: "_Hold", deadline: Deadline) -> None:
 
 
 async def _send(clients: Clients, hold: "_Hold", trainer: Trainer, api: Api, order: Order) -> None:
-    """Send the files that aren't noted yet and start the job, once."""
+    """Send the files that aren't noted yet and start the job, once; if it is ended meanwhile, none stays there."""
     if hold.row["export_status"] != "ready":
         raise Conflict(f"Export {hold.row['export_id']} is {hold.row['export_status']} by now: fine-tune a ready one.")
-    for kept in hold.row["files"]:
-        sent = hold.row["provider_files"]
-        if kept["split"] not in sent:
-            name = await _told(api, trainer.send(api, order, _file(clients, hold.row["export_id"], kept)))
-            await hold.note(provider_files={**sent, kept["split"]: name})
-    files = hold.row["provider_files"]
-    found = await _told(api, trainer.find(api, order, files))
-    job_id = found or await _told(api, trainer.start(api, order, files))
-    await hold.note(status="training", provider_job_id=job_id)
+    sent: list[str] = []
+    try:
+        for kept in hold.row["files"]:
+            if kept["split"] not in hold.row["provider_files"]:
+                name = await _told(api, trainer.send(api, order, _file(clients, hold.row["export_id"], kept)))
+                sent.append(name)
+                await hold.note_file(kept["split"], name)
+        files = hold.row["provider_files"]
+        if None in files.values():
+            raise Conflict("Its files have been removed: begin it anew.")
+        found = await _told(api, trainer.find(api, order, files))
+        job_id = found or await _told(api, trainer.start(api, order, files))
+        await hold.note(status="training", provider_job_id=job_id)
+    except _Lost:
+        if await hold.is_ended():  # or else they are another worker's, who has found them there
+            await _take_back(trainer, api, hold.row["id"], sent)
+        raise
+
+
+async def _take_back(trainer: Trainer, api: Api, job_id: int, names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            await trainer.remove(api, name)
+        except GatewayError as error:
+            extra = {"jobId": job_id, "file": name, "reason": error.message}
+            logger.error("a provider keeps a file of a job that was ended", extra=extra)
 
 
 async def _look(hold: "_Hold", trainer: Trainer, api: Api, order: Order) -> None:
@@ -221,9 +238,25 @@ class _Hold:
         """Raises `_Lost`."""
         await self._note(changes, self.lease_seconds)
 
+    async def note_file(self, split: str, name: str) -> None:
+        """What a file is called there, beside the others as they stand by now: some may have been removed.
+
+        Raises `_Lost`.
+        """
+        now = await self._read()
+        await self.note(provider_files={**now.get("provider_files", {}), split: name})
+
+    async def is_ended(self) -> bool:
+        """Whether nothing is to come of it any more."""
+        return (await self._read()).get("status") in ("failed", "cancelled")
+
     async def let_go(self) -> None:
         with suppress(Unavailable, _Lost):
             await self._note({}, 0)
+
+    async def _read(self) -> dict[str, Any]:
+        row: dict[str, Any] = await database.call(self.db, "read_fine_tune", {"id": self.row["id"]})
+        return row
 
     async def _note(self, changes: Mapping[str, Any], lease_seconds: int) -> None:
         arguments = {"id": self.row["id"], "worker": self.worker, "changes": changes, "lease_seconds": lease_seconds}
