@@ -93,9 +93,10 @@ async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) 
 
 
 async def _erased_job(clients: Clients, job: Mapping[str, Any]) -> ErasedJob:
+    """Whatever has been removed of a job that was uploading, a file may have been under way that nobody has noted."""
     try:
         await fine_tuning.remove_files(clients, job["id"])
-        deleted = True
+        deleted = job["status"] != "uploading"
     except GatewayError as error:
         logger.warning("a provider keeps its files", extra={"jobId": job["id"], "reason": error.message})
         deleted = False

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -35,7 +36,8 @@ OPENAIS = {"model", "training_file", "validation_file", "suffix", "method", "met
 class Training:
     """What all have: files by their ids, jobs, what was asked, and answers to give instead, each once.
 
-    `instead` holds for what begins with its first word; `state` is what a job is found in, with `more` of it.
+    `instead` holds for what begins with its first word, as does what happens `meanwhile`; `state` is what a job is
+    found in, with `more` of it.
     """
 
     origin: str = ""
@@ -44,6 +46,7 @@ class Training:
     jobs: dict[str, Body] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     instead: list[tuple[str, Response]] = field(default_factory=list)
+    meanwhile: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
     state: str = ""
     more: Body = field(default_factory=dict)
 
@@ -51,6 +54,9 @@ class Training:
         """Notes what is asked for."""
         call = f"{request.method} {request.url.path}"
         self.asked.append(call)
+        if happening := next((each for each in self.meanwhile if call.startswith(each[0])), None):
+            self.meanwhile.remove(happening)
+            happening[1]()
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return JSONResponse({"error": {"message": f"Incorrect API key provided: {KEY}."}}, 401)
         return self.answer_instead(call)

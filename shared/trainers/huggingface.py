@@ -233,7 +233,16 @@ def _arguments(order: Order, files: Mapping[str, str]) -> list[str]:
         **({"dataset_test_split": "validation", "eval_strategy": "epoch"} if "validation" in files else {}),
         **{name: value for name, value in order.params.items() if name not in OF_JOB},
     }
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in told.items()]
+    return [argument for name, value in told.items() for argument in _argument(name, value)]
+
+
+def _argument(name: str, value: Any) -> list[str]:
+    """A list's values stand after the name, each for itself. Raises `InvalidRequest` for what would be an option."""
+    if not isinstance(value, list):
+        return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    if strange := [each for each in value if isinstance(each, str) and each.startswith("-")]:
+        raise InvalidRequest(f"params: {name}: {strange[0]} is no value.")
+    return [f"--{name}", *map(str, value)]
 
 
 async def look(api: Api, order: Order, job_id: str) -> Progress | None:

@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from functions.export_training_data import fine_tunes
 from infra.local.stack import Stack
-from shared import database, fine_tuning, queue, registry, web
+from shared import database, deployments, erasure, fine_tuning, queue, registry, web
 from shared.clients import Clients, kept
 from shared.errors import Conflict, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
+from shared.exports import Export
 from shared.fine_tuning import FineTune, Job
 from shared.models import Deadline
 from shared.settings import Settings, load
@@ -37,10 +38,12 @@ BASE = {
     "huggingface": "Qwen/Qwen3-0.6B",
 }
 STARTS = {"together": "POST /v1/fine-tunes", "openai": "POST /v1/fine_tuning/jobs", "huggingface": "POST /api/jobs"}
+SENDS = {"together": "GET /v1/files", "openai": "GET /v1/files", "huggingface": "POST /api/repos/create"}  # each file
 PUSHED = {
     **{".gitattributes": b"*.safetensors filter=lfs", "README.md": b"# TON", "config.json": model_files.CONFIG},
     **{"model.safetensors": model_files.weights(1000), "training_args.bin": b"\x80\x04."},
 }
+OPTIONS = Export().model_dump(mode="json")
 FORMATS: tuple[Name, ...] = ("openai", "together", "openai_dpo", "together_dpo")
 
 
@@ -155,6 +158,12 @@ class Exported:
     async def start(self, clients: Clients, provider: str, seconds: float = 20, **more: Any) -> Job:
         wanted = self.wanted(provider, **more)
         return await fine_tuning.start(clients, self.described, wanted, "user 1", Deadline.after(seconds))
+
+    def cancel(self) -> None:
+        """End its jobs, as an erasure does with those that send files."""
+        self.sql(
+            "update public.fine_tune_jobs set status = 'cancelled', finished_at = now() where export_id = %s", self.id
+        )
 
     def jobs(self) -> list[str]:
         """What their statuses are, the first first."""
@@ -407,6 +416,30 @@ async def test_a_key_that_is_wrong_for_a_while_loses_no_job(
 
 
 @pytest.mark.anyio
+async def test_a_key_that_is_missing_for_a_while_loses_no_model(
+    settings: Settings,
+    export: Exported,
+    provider: str,
+    stand_in: Training,
+    messages: Callable[[], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(settings) as clients:
+        trained = await export.start(clients, provider, seconds=deployments.NOTE_SECONDS)
+        monkeypatch.delenv(f"{provider.upper()}_API_KEY")
+        await fine_tuning.carry_on(clients, trained.id, 30)
+        with pytest.raises(Misconfigured):
+            await fine_tuning.check(clients, trained.id)
+        waiting = export.jobs()
+        monkeypatch.setenv(f"{provider.upper()}_API_KEY", KEY)
+        job = await fine_tuning.check(clients, trained.id)
+
+    assert waiting == [trained.status] == ["deploying"]
+    assert messages() == [0, 2]
+    assert job.status == "ready"
+
+
+@pytest.mark.anyio
 async def test_a_job_in_other_hands_is_left_to_them(
     settings: Settings, export: Exported, stand_ins: dict[str, Any]
 ) -> None:
@@ -494,6 +527,113 @@ async def test_an_erasure_finds_the_jobs_and_has_their_files_removed(
     assert found["provider_files"] == job.provider_files
     assert stand_in.files == {}
     assert removed.provider_files == {"train": None, "validation": None}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("sent", [0, 1], ids=["the first file", "the second file"])
+async def test_a_job_that_is_ended_while_a_file_goes_leaves_nothing(
+    settings: Settings, export: Exported, provider: str, stand_in: Training, sent: int
+) -> None:
+    stand_in.meanwhile += [(SENDS[provider], list)] * sent + [(SENDS[provider], export.cancel)]
+    async with opened(settings) as clients:
+        job = await export.start(clients, provider)
+
+    assert job.status == "cancelled"
+    assert stand_in.files == {}
+    assert stand_in.count(SENDS[provider]) == sent + 1
+    assert stand_in.count(STARTS[provider]) == 0
+
+
+@pytest.mark.anyio
+async def test_a_job_that_is_ended_while_it_starts_leaves_no_files(
+    settings: Settings, export: Exported, provider: str, stand_in: Training
+) -> None:
+    stand_in.meanwhile.append((STARTS[provider], export.cancel))
+    async with opened(settings) as clients:
+        job = await export.start(clients, provider)
+
+    assert (job.status, stand_in.files) == ("cancelled", {})
+
+
+@pytest.mark.anyio
+async def test_of_a_job_that_is_ended_a_file_that_stays_keeps_no_other_there(
+    settings: Settings, export: Exported, stand_ins: dict[str, Any]
+) -> None:
+    openai = stand_ins["openai"]
+    openai.meanwhile += [("GET /v1/files", list), ("GET /v1/files", export.cancel)]
+    openai.instead.append(("DELETE", Response("", 503)))
+    async with opened(settings) as clients:
+        job = await export.start(clients, "openai")
+
+    assert job.status == "cancelled"
+    assert list(openai.files) == [job.provider_files["train"]]
+
+
+@pytest.mark.anyio
+async def test_files_of_a_job_that_is_in_other_hands_by_now_are_left_to_them(
+    settings: Settings, export: Exported, provider: str, stand_in: Training
+) -> None:
+    def lose() -> None:
+        export.sql(
+            "update private.fine_tune_leases set worker = gen_random_uuid()"
+            " where job_id in (select id from public.fine_tune_jobs where export_id = %s)",
+            export.id,
+        )
+
+    stand_in.meanwhile.append((SENDS[provider], lose))
+    async with opened(settings) as clients:
+        job = await export.start(clients, provider)
+
+    assert (job.status, job.provider_files) == ("uploading", {})
+    assert len(stand_in.files) == 1
+    assert stand_in.count("DELETE") == stand_in.count(STARTS[provider]) == 0
+
+
+@pytest.mark.anyio
+async def test_a_file_that_was_removed_meanwhile_stays_removed(
+    settings: Settings, export: Exported, provider: str, stand_in: Training
+) -> None:
+    def forget() -> None:
+        export.sql(
+            "select public.forget_fine_tune_files(id) from public.fine_tune_jobs where export_id = %s", export.id
+        )
+
+    stand_in.meanwhile += [(SENDS[provider], list), (SENDS[provider], forget)]
+    async with opened(settings) as clients:
+        job = await export.start(clients, provider)
+
+    assert job.failure == "Its files have been removed: begin it anew."
+    assert job.provider_files["train"] is None and job.provider_files["validation"]
+    assert stand_in.count(STARTS[provider]) == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_uploading", [True, False], ids=["uploading", "training"])
+async def test_an_erasure_vouches_for_no_file_that_may_be_under_way(
+    settings: Settings,
+    export: Exported,
+    stand_ins: dict[str, Any],
+    messages: Callable[[], list[int]],
+    is_uploading: bool,
+) -> None:
+    openai, user_id = stand_ins["openai"], 10**12 + export.id
+    openai.state = "running"
+    if is_uploading:
+        openai.instead.append(("POST /v1/fine_tuning", Response("", 503)))
+    export.sql("update public.training_exports set options = %s where id = %s", Jsonb(OPTIONS), export.id)
+    export.sql(
+        "insert into public.training_export_parts (export_id, number, ids, conversation_ids, user_ids)"
+        " values (%s, 0, '{1}', '{1}', array[%s::bigint])",
+        *(export.id, user_id),
+    )
+    async with opened(settings) as clients:
+        job = await export.start(clients, "openai")
+        erased = await erasure.erase(clients, user_id, "officer", Deadline.after(30))
+
+    [told] = erased.jobs
+    assert (told.id, told.status, told.files_deleted) == (job.id, job.status, not is_uploading)
+    assert any("keeps the files" in said for said in erased.cannot_be_undone) == is_uploading
+    assert openai.files == {}
 
 
 @pytest.mark.anyio

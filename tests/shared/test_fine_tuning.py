@@ -24,7 +24,8 @@ from shared.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from shared.fine_tuning import TRAINERS, FineTune, _files
+from shared.fine_tune_course import TRAINERS
+from shared.fine_tuning import FineTune, _files
 from shared.prompting import Exchange
 from shared.trainers.api import Api, File, Method, Order, Progress
 from shared.training_formats import Name, Row, Split, write
@@ -429,6 +430,25 @@ async def test_hugging_face_runs_trls_script_on_the_dataset(provider: str, stand
         "--num_train_epochs=2",
         "--use_peft=true",
     ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("provider", ["huggingface"])
+async def test_a_lists_values_stand_each_for_itself(provider: str, stand_in: HuggingFace) -> None:
+    await trained(provider, stand_in, ordered(provider, lora_target_modules=["q", "v"], lora_r=8))
+
+    [job] = stand_in.jobs.values()
+    assert job["command"][-4:] == ["--lora_target_modules", "q", "v", "--lora_r=8"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("provider", ["huggingface"])
+async def test_a_lists_value_that_would_be_an_option_is_refused(provider: str, stand_in: HuggingFace) -> None:
+    error = await refused(provider, stand_in, lora_target_modules=["q", "--push_to_hub=false"])
+
+    assert isinstance(error, InvalidRequest)
+    assert error.message == "params: lora_target_modules: --push_to_hub=false is no value."
+    assert stand_in.jobs == {}
 
 
 @pytest.mark.anyio
