@@ -162,16 +162,22 @@ revoke all on function private.describe_export(public.training_exports) from pub
 grant execute on function private.describe_export(public.training_exports) to service_role;
 
 -- A database that was restored from a dump counts its transactions anew: what was noted of the old count says nothing,
--- and what is said to be changed in times to come is changed now.
+-- and what is said to be changed in times to come is changed now. Rows are written only where there are any, for
+-- whoever writes them has to queue.
 create function private.mend_watermarks(now_at xid8)
 returns void
-language sql
+language plpgsql
 set search_path = ''
 as $$
+begin
   update private.corpus set collected_until = '0' where collected_until > now_at;
   update public.training_exports set selected_until = null where selected_until > now_at;
   update public.conversations set changed_in = pg_current_xact_id()
   where feedback is not null and changed_in > pg_current_xact_id();
+  if exists (select from public.training_data where changed_in > pg_current_xact_id()) then
+    update public.training_data set changed_in = pg_current_xact_id() where changed_in > pg_current_xact_id();
+  end if;
+end
 $$;
 
 revoke all on function private.mend_watermarks(xid8) from public, anon, authenticated;
@@ -181,7 +187,8 @@ grant execute on function private.mend_watermarks(xid8) to service_role;
 -- "again"}. It brings in the rated conversations that were changed since the corpus was last brought up to date, all of
 -- them where the rules have changed, in shards of about `shard_rows`. One that still collects by other rules is failed.
 -- `options` has since, until, min_feedback, min_quality, model_version, formats, validation_share, incremental and
--- dry_run. An incremental export has what was changed since the last one with the same options was selected.
+-- dry_run. An incremental export has what was changed since the last one with the same options was selected; one of all
+-- times has what those of any have.
 create function public.begin_export(
   options jsonb, rules text, actor text default null, shard_rows integer default 250000
 )
@@ -192,7 +199,7 @@ set statement_timeout = '300s'
 set work_mem = '32MB'
 as $$
 declare
-  spans constant text[] := array['since', 'until', 'incremental', 'dry_run'];
+  unlike constant text[] := array['since', 'until', 'incremental', 'dry_run'];
   until constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
   export public.training_exports;
 begin
@@ -225,7 +232,12 @@ begin
       select max(earlier.selected_until) from public.training_exports as earlier
       where earlier.status in ('ready', 'replaced')
         and not coalesce((earlier.options ->> 'dry_run')::boolean, false)
-        and earlier.options - spans = begin_export.options - spans
+        and earlier.options - unlike = begin_export.options - unlike
+        and (
+          coalesce(earlier.options ->> 'since', earlier.options ->> 'until') is null
+          or (earlier.options ->> 'since', earlier.options ->> 'until')
+          is not distinct from (begin_export.options ->> 'since', begin_export.options ->> 'until')
+        )
     ) end,
     0
   )
@@ -315,3 +327,18 @@ $$;
 
 revoke all on function public.list_exports(bigint, integer) from public, anon, authenticated;
 grant execute on function public.list_exports(bigint, integer) to service_role;
+
+-- {"ids": […]}: those that aren't over, the oldest first, for a schedule that looks after them.
+create function public.list_unfinished_exports()
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select jsonb_build_object('ids', coalesce(jsonb_agg(rows.id order by rows.id), '[]'))
+  from public.training_exports as rows
+  where rows.status in ('collecting', 'writing')
+$$;
+
+revoke all on function public.list_unfinished_exports() from public, anon, authenticated;
+grant execute on function public.list_unfinished_exports() to service_role;

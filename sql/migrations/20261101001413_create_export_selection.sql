@@ -2,7 +2,8 @@
 
 -- Rows that are near duplicates, by the row that is kept in their stead. Of the rows that share one of their keys, in
 -- its place, the best is compared with each: where 4 of 5 numbers of their signatures agree, the other is a near
--- duplicate. Of two the one with the higher score is the better, then the newer.
+-- duplicate. Of two a liked one is the better, then the one with the higher score, then the newer conversation: whoever
+-- brought them in first.
 create function private.find_near_duplicates()
 returns table (id bigint, better_id bigint)
 language sql
@@ -11,7 +12,8 @@ set search_path = ''
 set work_mem = '128MB'
 as $$
   with candidates as not materialized (
-    select rows.id, rows.quality_score, rows.near_keys from public.training_data as rows
+    select rows.id, rows.votes, rows.quality_score, rows.conversation_id, rows.near_keys
+    from public.training_data as rows
     where (rows.dropped is null or rows.dropped = 'near_duplicate') and rows.content_hash is not null
   ),
 
@@ -27,7 +29,10 @@ as $$
     select distinct
       candidates.id,
       first_value(candidates.id) over (
-        partition by keys.place, keys.key order by candidates.quality_score desc, candidates.id desc
+        partition by keys.place, keys.key
+        order by
+          (candidates.votes is null or candidates.votes > 0) desc, candidates.quality_score desc,
+          candidates.conversation_id desc nulls last, candidates.id desc
       ) as better_id
     from candidates
     cross join lateral unnest(candidates.near_keys) with ordinality as keys (key, place)
@@ -43,7 +48,9 @@ as $$
       select count(*) from generate_series(1, 127, 2) as places (place)
       where substr(rows.signature, place, 2) = substr(better.signature, place, 2)
     ) >= 0.8 * 64
-  order by compared.id, better.quality_score desc, better.id desc
+  order by
+    compared.id, (better.votes is null or better.votes > 0) desc, better.quality_score desc,
+    better.conversation_id desc nulls last, better.id desc
 $$;
 
 revoke all on function private.find_near_duplicates() from public, anon, authenticated;
@@ -163,7 +170,7 @@ revoke all on function public.select_export(bigint, uuid, integer, integer) from
 grant execute on function public.select_export(bigint, uuid, integer, integer) to service_role;
 
 -- Writes an export's parts; gives how many rows it has, and how many there are beside them, by the reason. Of one to be
--- tried they are counted only.
+-- tried they are counted only. An increment has a row again whose disliked counterpart has come since.
 create function private.fix_parts(
   export public.training_exports, part_rows integer, out selected bigint, out skipped jsonb
 )
@@ -182,21 +189,36 @@ declare
     select from jsonb_array_elements_text(export.options -> 'formats') as formats (name) where name like '%dpo%'
   );
 begin
-  with in_reach as materialized (
+  with rejected as materialized (
+    select distinct on (rows.question_hash, rows.split)
+      rows.question_hash, rows.split, rows.id, rows.user_id, rows.changed_in
+    from public.training_data as rows
+    where has_pairs and rows.dropped = 'disliked'
+    order by
+      rows.question_hash, rows.split, rows.votes, rows.asked_at desc nulls last,
+      rows.conversation_id desc nulls last, rows.id desc
+  ),
+
+  in_reach as materialized (
     select
-      rows.id, rows.conversation_id, rows.user_id, rows.split,
-      case when has_pairs then rows.question_hash end as question_hash,
+      rows.id, rows.conversation_id, rows.user_id, rejected.id as rejected_id, rejected.user_id as rejected_user_id,
       case
         when rows.dropped is not null then rows.dropped
         when rows.conversation_id is not null and rows.votes < min_feedback then 'low_feedback'
         when rows.quality_score < min_quality then 'low_quality'
       end as reason
     from public.training_data as rows
+    left join rejected
+      on rows.dropped is null and rejected.question_hash = rows.question_hash and rejected.split = rows.split
     where rows.content_hash is not null
       and (since is null or coalesce(rows.asked_at, rows.created_at) >= since)
       and (until is null or coalesce(rows.asked_at, rows.created_at) < until)
       and (of_model is null or rows.model_version = of_model)
-      and (export.from_xid is null or rows.changed_in >= export.from_xid)
+      and (
+        export.from_xid is null
+        or rows.changed_in >= export.from_xid
+        or (rejected.changed_in >= export.from_xid and rejected.changed_in < export.selected_until)
+      )
       and (not (export.options ->> 'incremental')::boolean or rows.changed_in < export.selected_until)
   ),
 
@@ -205,13 +227,6 @@ begin
     from (
       select *, row_number() over (order by conversation_id, id) as place from in_reach where reason is null
     ) as placed
-  ),
-
-  rejected as (
-    select distinct on (rows.question_hash, rows.split) rows.question_hash, rows.split, rows.id, rows.user_id
-    from public.training_data as rows
-    where has_pairs and rows.dropped = 'disliked'
-    order by rows.question_hash, rows.split, rows.votes, rows.asked_at desc nulls last, rows.id desc
   ),
 
   made as (
@@ -224,10 +239,9 @@ begin
       array_agg(members.id order by members.place),
       array_agg(members.conversation_id order by members.place),
       array_agg(members.user_id order by members.place),
-      case when has_pairs then array_agg(rejected.id order by members.place) end,
-      case when has_pairs then array_agg(rejected.user_id order by members.place) end
+      case when has_pairs then array_agg(members.rejected_id order by members.place) end,
+      case when has_pairs then array_agg(members.rejected_user_id order by members.place) end
     from members
-    left join rejected on rejected.question_hash = members.question_hash and rejected.split = members.split
     where not is_trial
     group by members.number
   )
@@ -252,7 +266,8 @@ revoke all on function private.fix_parts(public.training_exports, integer) from 
 grant execute on function private.fix_parts(public.training_exports, integer) to service_role;
 
 -- A part's rows that still exist, in the order of their conversations: {"rows": [[id, conversation_id, instruction,
--- input, output, turns, rejected_output, quality_score, tags, user_id, source, rejected_user_id], …]}.
+-- input, output, turns, rejected_output, quality_score, tags, user_id, source, rejected_user_id], …]}. What somebody
+-- has changed by hand and nobody has assessed since is not among them, for nothing is hidden in it.
 create function public.read_export_part(id bigint, number integer)
 returns json
 language sql
@@ -269,8 +284,9 @@ as $$
   from public.training_export_parts as parts
   cross join lateral unnest(parts.ids, parts.rejected_ids, parts.rejected_user_ids)
   with ordinality as members (id, rejected_id, rejected_user_id, place)
-  inner join public.training_data as rows on rows.id = members.id
-  left join public.training_data as rejected on rejected.id = members.rejected_id
+  inner join public.training_data as rows on rows.id = members.id and rows.content_hash is not null
+  left join public.training_data as rejected
+    on rejected.id = members.rejected_id and rejected.content_hash is not null
   where parts.export_id = read_export_part.id and parts.number = read_export_part.number
 $$;
 

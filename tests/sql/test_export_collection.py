@@ -401,13 +401,17 @@ def test_a_restored_database_counts_anew(exports: Exports) -> None:
     exports.all("alter table public.conversations disable trigger note_change")
     exports.all("update public.conversations set changed_in = '9000000000000'")
     exports.all("alter table public.conversations enable trigger note_change")
+    exports.all("update public.training_data set changed_in = '9000000000000'")
     exports.all("update private.corpus set collected_until = '9000000000000'")
     exports.all("update public.training_exports set selected_until = '9000000000000'")
     new = exports.ask(user_id, "new?")
 
-    exports.select(incremental=True)
+    first = exports.select(incremental=True)
+    exports.finish(first)
 
+    assert exports.conversations(first["id"]) == [old, new]
     assert exports.begin(min_quality=0.1)["to_collect"] == 1  # the old one, which counts as changed in the last export
+    assert exports.export(incremental=True) == []
     assert exports.kept() == {old: None, new: None}
 
 

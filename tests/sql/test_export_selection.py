@@ -6,6 +6,7 @@ import pytest
 
 from tests.sql.exports import Exports
 
+WORKERS = ["5f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a11", "6f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a12"]
 DPO: dict[str, Any] = {"formats": ["openai_dpo"]}
 
 
@@ -58,6 +59,40 @@ def test_of_near_duplicates_the_one_that_users_like_best_is_kept(exports: Export
     exports.select()
 
     assert exports.kept() == {liked: None, not_rated: "near_duplicate", bad: "disliked"}
+
+
+def test_a_liked_one_is_kept_before_one_with_a_higher_score(exports: Exports) -> None:
+    user_id = exports.user()
+    alike = {"near_keys": [1, 2, 3, 4], "signature": signature(64)}
+    exports.said = {"liked": {**alike, "merit": 0.1}, "not rated": {**alike, "merit": 0.6}}
+    liked = exports.ask(user_id, response="liked")
+    not_rated = exports.ask(user_id, response="not rated", feedback=0)
+
+    exports.select()
+
+    assert exports.kept() == {liked: None, not_rated: "near_duplicate"}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_it_makes_no_difference_which_shard_comes_first(exports: Exports, first: int) -> None:
+    user_id = exports.user()
+    exports.said = {each: {"near_keys": [1, 2, 3, 4], "signature": signature(64)} for each in ("one", "two")}
+    bad = {"feedback": -1, "created_at": "2026-01-01T00:00:00Z"}
+    one = exports.ask(user_id, response="one")
+    exports.ask(user_id, response="bad", **bad)
+    two = exports.ask(user_id, response="two")
+    exports.ask(user_id, response="just as bad", **bad)
+    id = exports.begin(shard_rows=2, **DPO)["id"]
+    for worker in WORKERS:
+        exports.claim(id, worker)
+
+    for shard in (first, 3 - first):
+        assert exports.put(id, WORKERS[shard - 1], exports.read(id, shard), shard) == "noted"
+    exports.claim(id, WORKERS[0])
+    exports.call("select_export", id=id, worker=WORKERS[0])
+
+    assert [(row[1], row[6]) for row in exports.parts(id)] == [(two, "just as bad")]
+    assert exports.kept()[one] == "near_duplicate"
 
 
 def test_another_export_finds_them_anew(exports: Exports) -> None:
@@ -185,6 +220,21 @@ def test_a_part_has_the_rows_that_still_exist(exports: Exports) -> None:
     assert late not in exports.kept()
 
 
+def test_a_row_that_was_changed_by_hand_since_is_not_read_before_it_is_assessed(exports: Exports) -> None:
+    user_id = exports.user()
+    exports.ask(user_id, response="good")
+    bad = exports.ask(user_id, response="bad", feedback=-1)
+    exports.write("Say that", "That.")
+    changed = exports.write("Say it", "So.")
+    id = exports.select(**DPO)["id"]
+    assert [(row[4], row[6]) for row in exports.parts(id)] == [("good", "bad"), ("That.", None), ("So.", None)]
+
+    exports.all("update public.training_data set output = 'Mail a@b.c' where id = %s", changed)
+    exports.all("update public.training_data set content_hash = null where conversation_id = %s", bad)
+
+    assert [(row[4], row[6]) for row in exports.parts(id)] == [("good", None), ("That.", None)]
+
+
 @pytest.mark.parametrize(
     ("formats", "rejected"), [(["openai_dpo", "alpaca"], "Send me your seed."), (["alpaca"], None)]
 )
@@ -275,6 +325,40 @@ def test_an_increment_counts_from_exports_with_the_same_options(exports: Exports
 
     assert exports.export(incremental=True, min_quality=0.1) == []
     assert exports.export(incremental=True, until="2999-01-01T00:00:00Z") == []
+
+
+def test_an_increment_counts_from_exports_of_the_same_times_or_of_all(exports: Exports) -> None:
+    user_id = exports.user()
+    narrow = {"since": "2026-02-01T00:00:00Z", "until": "2026-03-01T00:00:00Z"}
+    before = exports.ask(user_id, "1?", created_at="2026-01-15T00:00:00Z")
+    within = exports.ask(user_id, "2?", created_at="2026-02-15T00:00:00Z")
+    assert exports.export(**narrow) == [within]
+
+    assert exports.export(incremental=True, **narrow) == []
+    assert exports.export(incremental=True, since="2026-01-01T00:00:00Z") == [before, within]
+    assert exports.export(incremental=True) == [before, within]
+
+    assert exports.export(incremental=True, until="2026-02-01T00:00:00Z") == []
+    late = exports.ask(user_id, "3?", created_at="2026-02-16T00:00:00Z")
+    assert exports.export(incremental=True, **narrow) == [late]
+    assert exports.export(incremental=True, **narrow) == []
+    assert exports.export(incremental=True) == [late]
+
+
+def test_an_increment_of_pairs_has_a_row_again_whose_counterpart_came_since(exports: Exports) -> None:
+    user_id = exports.user()
+    paired, _ = exports.ask(user_id, "1?", "good"), exports.ask(user_id, "2?", "good too")
+    assert exports.export(incremental=True, formats=["alpaca"])
+    assert exports.export(incremental=True, **DPO)
+    exports.ask(user_id, "1?", "bad", feedback=-1)
+
+    selected = exports.select(incremental=True, **DPO)
+    exports.finish(selected)
+
+    assert [(row[1], row[6]) for row in exports.parts(selected["id"])] == [(paired, "bad")]
+    assert selected["skipped"] == {"disliked": 1}
+    assert exports.export(incremental=True, **DPO) == []
+    assert exports.export(incremental=True, formats=["alpaca"]) == []
 
 
 def test_an_increment_has_a_row_again_whose_rating_has_changed_its_score(exports: Exports) -> None:

@@ -221,6 +221,20 @@ def test_exports_are_listed_by_the_page_the_newest_first(exports: Exports) -> No
     assert last == [exports.call("read_export", id=ids[0])]
 
 
+def test_exports_that_are_not_over_are_listed_the_oldest_first(exports: Exports) -> None:
+    exports.ask(exports.user())
+    assert exports.call("list_unfinished_exports") == {"ids": []}
+    exports.export(min_quality=0.3)
+    failed = exports.begin(min_quality=0.2)["id"]
+    exports.claim(failed, ADA)
+    exports.call("select_export", id=failed, worker=ADA)
+    exports.call("fail_export", id=failed, worker=ADA, failure="any")
+
+    ids = [writing(exports), exports.begin(min_quality=0.1)["id"]]
+
+    assert exports.call("list_unfinished_exports") == {"ids": ids}
+
+
 def test_admins_see_exports_and_what_is_in_them(exports: Exports, admin: Client, api: Client) -> None:
     asked = exports.ask(exports.user())
     exports.export()

@@ -94,6 +94,7 @@ GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     "fail_export": {**WORK, "failure": "any"},
     "release_export": WORK,
     "list_exports": {},
+    "list_unfinished_exports": {},
     "read_export": {"id": 1},
     "erase_training_user": {"user_id": 1},
 }
