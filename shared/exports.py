@@ -7,7 +7,7 @@ he was last heard of, and anybody goes on from there.
 
 The manifest is the folder's last file: where it is, all others are whole.
 
-python -m shared.exports run --incremental               # and list, show, urls, erase: see --help
+python -m shared.exports run --incremental               # and list, show, urls, fine-tune, jobs, erase: see --help
 """
 
 import asyncio

@@ -2,19 +2,22 @@
 
 import argparse
 import asyncio
+import json
 import math
 from typing import get_args
 
 from pydantic import ValidationError
 
-from shared import erasure, exports, terminal
-from shared.errors import InvalidRequest
+from shared import database, erasure, exports, fine_tuning, terminal
+from shared.errors import InvalidRequest, NotFound
 from shared.exports import Busy, Export, Exported
+from shared.fine_tuning import FineTune
 from shared.models import Deadline
 from shared.terminal import Arguments, Owner, command, complain
 from shared.training_formats import Name
 
 ACTOR = "command line"
+UPLOAD_SECONDS = 3600.0
 LOOK_SECONDS = 2.0  # between two looks at the progress
 
 
@@ -106,6 +109,37 @@ async def _erase(owner: Owner, arguments: Arguments) -> int:
     return 0
 
 
+async def _fine_tune(owner: Owner, arguments: Arguments) -> int:
+    told = await database.call(owner.db, "read_export", {"id": arguments.id})
+    if told.get("outcome") == "unknown":
+        raise NotFound(f"There is no export {arguments.id}.")
+    try:
+        wanted = FineTune(
+            provider=arguments.provider,
+            base_model=arguments.base_model,
+            method=arguments.method,
+            params=json.loads(arguments.params),
+            model_name=arguments.model_name,
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"This can't be asked for: {error}") from None
+    job = await fine_tuning.start(owner.clients, told, wanted, ACTOR, Deadline.after(UPLOAD_SECONDS))
+    owner.console.print(f"Job {job.id} at {job.provider}: {job.status}, for {job.model} {job.version}.")
+    return 0 if job.failure is None else 1
+
+
+async def _jobs(owner: Owner, arguments: Arguments) -> int:
+    """One line a job, after a look at those that aren't over."""
+    await fine_tuning.check_all(owner.clients)
+    before = None
+    while True:
+        page = await fine_tuning.page(owner.db, None, before)
+        for job in page.jobs:
+            print(job.id, job.status, job.provider, f"{job.model} {job.version}", job.failure or "-", sep="\t")
+        if not (before := page.next):
+            return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m shared.exports", description="Training files of the project that the settings name."
@@ -129,6 +163,18 @@ def _parser() -> argparse.ArgumentParser:
         ("urls", "print addresses of an export's files, for five minutes", _urls),
     ):
         command(commands, name, run_one, does).add_argument("id", type=int, metavar="ID", help="as list prints it")
+    tune = command(
+        commands, "fine-tune", _fine_tune, "have a provider train a model on an export; the same again goes on"
+    )
+    tune.add_argument("id", type=int, metavar="ID", help="as list prints it")
+    tune.add_argument("--provider", required=True, choices=("together", "openai", "huggingface"))
+    tune.add_argument("--base-model", required=True, metavar="MODEL", help="by the provider's name for it")
+    tune.add_argument("--model-name", metavar="NAME", help="what deploy-model calls it (as the base model)")
+    tune.add_argument("--method", choices=("supervised", "dpo"), default="supervised")
+    tune.add_argument(
+        "--params", default="{}", metavar="JSON", help="hyperparameters, by the provider's names for them"
+    )
+    command(commands, "jobs", _jobs, "print the fine-tune jobs: id, status, provider, model, failure")
     erase = command(commands, "erase", _erase, "remove a user's rows, also from the files of every export")
     erase.add_argument("user_id", type=int, metavar="USER_ID", help="the users.user_id")
     return parser

@@ -409,7 +409,7 @@ def test_a_schedule_exports_what_is_new(corpus: Corpus) -> None:
 
 
 def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> None:
-    corpus.put_many(12_000)
+    corpus.put_many(6_000)
     with queue_of(stack) as queue:
         settings = {"EXPORT_QUEUE_URL": queue.url}
         with stack.functions(**settings) as corpus.origin:
@@ -427,7 +427,7 @@ def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> 
     left = corpus.sql("select name from storage.objects where name like %s", f"datasets/{export_id}/%.parked")
     assert left == []
     told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(export_id)))
-    assert len(told) == 12_000 and set(told.values()) == {1}
+    assert len(told) == 6_000 and set(told.values()) == {1}
 
 
 def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings: str) -> None:
@@ -578,6 +578,9 @@ def test_the_commands_of_a_terminal(corpus: Corpus) -> None:
     assert f"{id}\tready\t30 rows" in command("list").stdout
     assert "openai.train.jsonl" in command("show", id).stdout
     assert all(line.split("\t")[1].startswith("http") for line in command("urls", id).stdout.splitlines())
+    untold = command("fine-tune", id, "--provider", "together", "--base-model", "llama")
+    assert (untold.returncode, "TOGETHER_API_KEY" in untold.stderr) == (1, True)
+    assert command("jobs").returncode == 0
     refused = command("run", "--since", "yesterday")
     assert (refused.returncode, "--since" in refused.stderr) == (1, True)
     assert command("show", "999999999").returncode == 1
