@@ -34,8 +34,9 @@ grant execute on function private.queue_for_corpus() to service_role;
 -- Decides anew which rows are kept of those that say the same, and what they are worth: of these content_hashes, and
 -- of what was too much like the rows that are `gone`, or aren't what they were. Rows that are dropped for themselves
 -- have no say. As many likes as dislikes are a conflict; more dislikes, and all are disliked; else the one with the
--- most merit is kept, of several the newest. A row without a conversation counts as liked. Few rows are written,
--- however many say the same: a duplicate stays one of the row that it became one of. For those who have queued.
+-- most merit is kept, of several the newest. A row without a conversation counts as liked, and keeps its score. Few
+-- rows are written, however many say the same: a duplicate stays one of the row that it became one of. For those who
+-- have queued.
 create function private.settle_groups(hashes bytea[], gone bigint[] default '{}')
 returns void
 language plpgsql
@@ -50,6 +51,7 @@ begin
   with members as (
     select
       rows.id, rows.content_hash, rows.merit, rows.conversation_id, rows.dropped, rows.duplicate_of,
+      case when rows.conversation_id is null then rows.quality_score end as written_score,
       case when rows.conversation_id is null then 1 else coalesce(conversations.feedback, 0) end as feedback
     from (select distinct hash from unnest(hashes) as given (hash)) as groups
     inner join public.training_data as rows on rows.content_hash = groups.hash
@@ -73,7 +75,10 @@ begin
   judged as (
     select
       id, votes, best, dropped as was_dropped, duplicate_of as was_duplicate_of,
-      round((merit + case when votes > 0 then 0.4 when votes = 0 then 0.2 else 0 end) * 10000) / 10000 as quality_score,
+      coalesce(
+        written_score,
+        round((merit + case when votes > 0 then 0.4 when votes = 0 then 0.2 else 0 end) * 10000) / 10000
+      ) as quality_score,
       case
         when likes = dislikes and likes > 0 then 'conflict'
         when votes < 0 then 'disliked'
@@ -201,16 +206,36 @@ create trigger settle_without_rows after delete on public.training_data
 referencing old table as gone
 for each statement execute function private.settle_without_rows();
 
--- Deletes the rows of conversations that are gone. Security definer, as are the next two, because whoever deletes or
--- rates a conversation may have no rights on the training data. They queue in any case: a row may be about to be
--- written.
+-- Deletes the rows of conversations that are gone. Those that came later in their threads have them among their turns,
+-- and are collected anew; locked by their ids, so that two who delete don't wait for each other. Security definer, as
+-- are the next two, because whoever deletes or rates a conversation may have no rights on the training data. They queue
+-- in any case: a row may be about to be written.
 create function private.forget_conversations()
 returns trigger
 language plpgsql
 security definer
 set search_path = ''
+set enable_seqscan = off  -- a plan made when the table was small would stay
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
+declare
+  later_ids bigint[];
 begin
+  select array_agg(locked.id) into later_ids
+  from (
+    select later.id
+    from (select user_id, thread_id, min(id) as first_id from gone group by user_id, thread_id) as threads
+    inner join public.conversations as later
+      on later.user_id = threads.user_id and later.thread_id = threads.thread_id and later.id > threads.first_id
+    where later.feedback is not null
+    order by later.id
+    for no key update of later
+  ) as locked;
+  if later_ids is not null then
+    update public.conversations set changed_in = pg_current_xact_id() where id = any(later_ids);
+  end if;
+
   if exists (select from gone where feedback is not null) then
     perform private.queue_for_corpus();
     delete from public.training_data where conversation_id in (select id from gone where feedback is not null);

@@ -2,9 +2,10 @@
 
 -- A page of a shard, after the cursor or from its beginning: {"rows": [[id, user_id, message, response, feedback,
 -- status, error_code, passages, flags, turns], …], "next"}. `passages` and `flags` are how many; `turns` are up to
--- three complete ones of the same thread before it, the oldest first, as [[message, response], …], or null. `next` is
--- the cursor of the next page, null after the last. What changes meanwhile is left to the next export, so that nothing
--- comes twice. Of shard 0 the rows are those of training_data that no conversation has.
+-- three complete ones of the same thread before it that aren't disliked, the oldest first, as [[message, response], …],
+-- or null. `next` is the cursor of the next page, null after the last; a page ends with the row that makes it larger
+-- than 4 MB. What changes meanwhile is left to the next export, so that nothing comes twice. Of shard 0 the rows are
+-- those of training_data that no conversation has.
 create function public.read_export_conversations(id bigint, shard integer, after jsonb, page_rows integer)
 returns json
 language plpgsql
@@ -17,6 +18,7 @@ set enable_mergejoin = off
 set enable_bitmapscan = off
 as $$
 declare
+  most_bytes constant integer := 4000000;
   export public.training_exports;
   span private.export_shards;
   after_xid xid8;
@@ -37,16 +39,26 @@ begin
           'complete', null, 0, 0, null
         ) order by written.id
       ), '[]'),
-      'next', case when count(*) >= page_rows then json_build_array(after_xid::text, max(written.id)) end
+      'next', case
+        when count(*) >= page_rows or max(written.bytes_so_far) > most_bytes
+          then json_build_array(after_xid::text, max(written.id))
+      end
     )
     into page
     from (
-      select * from public.training_data as rows
-      where rows.conversation_id is null and rows.content_hash is null
-        and rows.changed_in < export.collected_until and rows.id > after_id
-      order by rows.id
-      limit page_rows
-    ) as written;
+      select *, sum(found.bytes) over (order by found.id rows unbounded preceding) as bytes_so_far
+      from (
+        select
+          rows.id, rows.instruction, rows.input, rows.output,
+          octet_length(rows.instruction) + coalesce(octet_length(rows.input), 0) + octet_length(rows.output) as bytes
+        from public.training_data as rows
+        where rows.conversation_id is null and rows.content_hash is null
+          and rows.changed_in < export.collected_until and rows.id > after_id
+        order by rows.id
+        limit page_rows
+      ) as found
+    ) as written
+    where written.bytes_so_far - written.bytes <= most_bytes;
     return page;
   end if;
 
@@ -63,33 +75,42 @@ begin
       ) order by rated.changed_in, rated.id
     ), '[]'),
     'next', case
-      when count(*) >= page_rows then json_build_array(
-        (array_agg(rated.changed_in::text order by rated.changed_in, rated.id))[page_rows],
-        (array_agg(rated.id order by rated.changed_in, rated.id))[page_rows]
+      when count(*) >= page_rows or max(rated.bytes_so_far) > most_bytes then json_build_array(
+        (array_agg(rated.changed_in::text order by rated.changed_in, rated.id))[count(*)::integer],
+        (array_agg(rated.id order by rated.changed_in, rated.id))[count(*)::integer]
       )
     end
   )
   into page
   from (
-    select conversations.* from public.conversations
-    inner join public.users on users.user_id = conversations.user_id and users.training_consent
-    where conversations.feedback is not null
-      and (conversations.changed_in, conversations.id) > (after_xid, after_id)
-      and conversations.changed_in < export.collected_until
-      and conversations.id between span.first_id and span.last_id
-    order by conversations.changed_in, conversations.id
-    limit page_rows
+    select *, sum(found.bytes) over (order by found.changed_in, found.id rows unbounded preceding) as bytes_so_far
+    from (
+      select
+        conversations.id, conversations.user_id, conversations.thread_id, conversations.message,
+        conversations.response, conversations.feedback, conversations.status, conversations.error_code,
+        conversations.context_used, conversations.flags, conversations.changed_in,
+        octet_length(conversations.message) + octet_length(conversations.response) as bytes
+      from public.conversations
+      inner join public.users on users.user_id = conversations.user_id and users.training_consent
+      where conversations.feedback is not null
+        and (conversations.changed_in, conversations.id) > (after_xid, after_id)
+        and conversations.changed_in < export.collected_until
+        and conversations.id between span.first_id and span.last_id
+      order by conversations.changed_in, conversations.id
+      limit page_rows
+    ) as found
   ) as rated
   cross join lateral (  -- the newest first, for most have none, and a sort of each would take the longest
     select array(
       select json_build_array(others.message, others.response) from public.conversations as others
       where others.user_id = rated.user_id and others.thread_id = rated.thread_id and others.id < rated.id
-        and others.status = 'complete'
+        and others.status = 'complete' and others.feedback is distinct from -1
       order by others.id desc
       limit 3
     ) as turns
     offset 0
-  ) as earlier;
+  ) as earlier
+  where rated.bytes_so_far - rated.bytes <= most_bytes;
   return page;
 end
 $$;
@@ -241,7 +262,8 @@ revoke all on function private.put_conversations(jsonb, xid8) from public, anon,
 grant execute on function private.put_conversations(jsonb, xid8) to service_role;
 
 -- The same for rows without a conversation. What is hidden of one is hidden in its row, where `input` is then a part of
--- the instruction.
+-- the instruction. Whoever wrote it has the first word on its tags, and on its score, which is filled where it is null
+-- or what it was filled with before.
 create function private.put_written(rows jsonb, changed_before xid8, out hashes bytea[], out gone bigint[])
 language sql
 set search_path = ''
@@ -252,9 +274,15 @@ as $$
       instruction = coalesce(given.question, known.instruction),
       input = case when given.question is null then known.input end,
       output = coalesce(given.answer, known.output),
-      tags = given.tags,
+      tags = array(
+        select tags.tag from unnest(known.tags || given.tags) with ordinality as tags (tag, place)
+        group by tags.tag order by min(tags.place)
+      ),
       votes = 1,
-      quality_score = round((given.merit + 0.4) * 10000) / 10000,
+      quality_score = coalesce(
+        nullif(known.quality_score, round((known.merit + 0.4) * 10000) / 10000),
+        round((given.merit + 0.4) * 10000) / 10000
+      ),
       merit = given.merit,
       split = given.split,
       question_hash = given.question_hash,

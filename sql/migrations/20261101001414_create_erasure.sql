@@ -95,12 +95,13 @@ revoke all on function private.replace_export(public.training_exports, bigint, t
 grant execute on function private.replace_export(public.training_exports, bigint, text) to service_role;
 
 -- Takes a user's consent back, deletes his conversations and training rows, and tells where else they are:
--- {"conversations", "training_data", "exports": [{"id", "replaced_by", "files"}], "models": [{"model_name",
--- "version"}], "jobs": the fine-tune jobs that were given their files}. Each ready export that has any of his rows gets
--- a successor without them, to be claimed and written;
--- one that is being written begins anew without them. The models are those trained on an export that had his rows.
--- Called again it tells of the exports that aren't replaced yet. His rows are locked before anybody queues, as deleting
--- and rating do.
+-- {"conversations", "training_data", "exports": [{"id", "replaced_by"}], "replaced": [{"id", "replaced_by"}], "models":
+-- [{"model_name", "version"}], "jobs": the fine-tune jobs that were given their files}. Each ready export that has any
+-- of his rows gets a successor without them, to be claimed and written; one that is being written begins anew without
+-- them, and is told as replaced by itself. "replaced" are those that have been replaced or have failed with his rows,
+-- and whose files may still be there. The models are those trained on an export that had his rows. Jobs that still send
+-- files are cancelled. Called again it tells of the exports that aren't replaced yet. His rows are locked before
+-- anybody queues, as deleting and rating do.
 create function public.erase_training_user(user_id bigint, actor text default null)
 returns jsonb
 language plpgsql
@@ -112,15 +113,18 @@ declare
   holders bigint[];
   conversation_count bigint;
   row_count bigint;
+  rewritten bigint[];
 begin
   perform from public.users where users.user_id = erase_training_user.user_id for no key update;
   perform from public.conversations as asked
-  where asked.user_id = erase_training_user.user_id for update;
+  where asked.user_id = erase_training_user.user_id order by asked.id for update;
   perform private.queue_for_corpus();
 
-  delete from public.training_data as rows where rows.conversation_id in (
-    select asked.id from public.conversations as asked where asked.user_id = erase_training_user.user_id
-  );
+  delete from public.training_data as rows
+  where rows.user_id = erase_training_user.user_id
+    or rows.conversation_id in (
+      select asked.id from public.conversations as asked where asked.user_id = erase_training_user.user_id
+    );
   get diagnostics row_count = row_count;
   update public.users set training_consent = false
   where users.user_id = erase_training_user.user_id and users.training_consent;
@@ -133,8 +137,10 @@ begin
   where erase_training_user.user_id = any(parts.user_ids)
     or erase_training_user.user_id = any(parts.rejected_user_ids);
 
-  perform private.rewrite_export(exports.id, erase_training_user.user_id)
+  select array_agg(exports.id) into rewritten
   from public.training_exports as exports where exports.id = any(holders) and exports.status = 'writing';
+  perform private.rewrite_export(exports.id, erase_training_user.user_id)
+  from unnest(rewritten) as exports (id);
 
   perform private.replace_export(exports, erase_training_user.user_id, erase_training_user.actor)
   from public.training_exports as exports
@@ -150,14 +156,24 @@ begin
     'exports', (
       select coalesce(
         jsonb_agg(
-          jsonb_build_object('id', exports.id, 'replaced_by', successors.id, 'files', exports.files) order by exports.id
+          jsonb_build_object('id', exports.id, 'replaced_by', coalesce(successors.id, exports.id)) order by exports.id
         ),
         '[]'
       )
       from public.training_exports as exports
-      inner join public.training_exports as successors
+      left join public.training_exports as successors
         on successors.replaces = exports.id and successors.status <> 'failed'
-      where exports.id = any(holders) and exports.status = 'ready'
+      where (exports.id = any(holders) and exports.status = 'ready')
+        or (exports.id = any(rewritten) and exports.replaces is null)  -- what it replaces is told of already
+    ),
+    'replaced', (
+      select coalesce(
+        jsonb_agg(jsonb_build_object('id', exports.id, 'replaced_by', successors.id) order by exports.id), '[]'
+      )
+      from public.training_exports as exports
+      left join public.training_exports as successors
+        on successors.replaces = exports.id and successors.status <> 'failed'
+      where exports.id = any(holders) and exports.status in ('replaced', 'failed')
     ),
     'models', (
       select coalesce(
@@ -169,7 +185,7 @@ begin
       )
       from public.model_metadata as models where models.dataset_export_id = any(holders)
     ),
-    'jobs', private.fine_tunes_of_exports(holders)
+    'jobs', private.cancel_fine_tunes(holders)
   );
 end
 $$;

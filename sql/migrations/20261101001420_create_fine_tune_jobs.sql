@@ -336,7 +336,7 @@ revoke all on function public.list_fine_tunes(bigint, boolean, bigint, integer) 
 grant execute on function public.list_fine_tunes(bigint, boolean, bigint, integer) to service_role;
 
 -- The jobs that were given files of these exports, as an erasure names them: [{"id", "export_id", "provider",
--- "provider_job_id", "provider_files", "status", "model_name", "version"}]. One that isn't over may yet send files, or
+-- "provider_job_id", "provider_files", "status", "model_name", "version"}]. One that isn't over may have sent files, or
 -- train on them.
 create function private.fine_tunes_of_exports(export_ids bigint[])
 returns jsonb
@@ -361,6 +361,32 @@ $$;
 
 revoke all on function private.fine_tunes_of_exports(bigint[]) from public, anon, authenticated;
 grant execute on function private.fine_tunes_of_exports(bigint[]) to service_role;
+
+-- Cancels those of the jobs that still send files, and lets go of them; gives all as fine_tunes_of_exports tells them,
+-- with their status as it was before.
+create function private.cancel_fine_tunes(export_ids bigint[])
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  jobs jsonb;
+begin
+  perform from public.fine_tune_jobs as rows where rows.export_id = any(export_ids) order by rows.id for update;
+  jobs := private.fine_tunes_of_exports(export_ids);
+
+  delete from private.fine_tune_leases as leases
+  using public.fine_tune_jobs as rows
+  where rows.id = leases.job_id and rows.export_id = any(export_ids) and rows.status = 'uploading';
+  update public.fine_tune_jobs as rows
+  set status = 'cancelled', failure = 'The rows were erased.', finished_at = clock_timestamp()
+  where rows.export_id = any(export_ids) and rows.status = 'uploading';
+  return jobs;
+end
+$$;
+
+revoke all on function private.cancel_fine_tunes(bigint[]) from public, anon, authenticated;
+grant execute on function private.cancel_fine_tunes(bigint[]) to service_role;
 
 -- Notes that the provider has none of the job's files any more.
 create function public.forget_fine_tune_files(id bigint)

@@ -175,6 +175,23 @@ def test_a_deleted_conversations_row_goes_with_it(exports: Exports, table: str) 
     assert exports.kept() == {first: None}
 
 
+def test_those_that_came_after_a_deleted_conversation_are_collected_anew(exports: Exports) -> None:
+    ada, thread_id = exports.user(), "5f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a11"
+    before = exports.ask(ada, "1?", thread_id=thread_id)
+    secret = exports.ask(ada, "My key is abc", "Don't say.", None, thread_id=thread_id)
+    after = exports.ask(ada, "2?", thread_id=thread_id)
+    unrated = exports.ask(ada, "3?", feedback=None, thread_id=thread_id)
+    others = [exports.ask(ada, "4?"), exports.ask(exports.user(), "5?", thread_id=thread_id)]
+    exports.export(incremental=True)
+    marks = {id: changed_in(exports, id) for id in (before, unrated, *others)}
+
+    exports.all("delete from public.conversations where id = %s", secret)
+
+    assert {id: changed_in(exports, id) for id in marks} == marks
+    assert exports.export(incremental=True) == [after]
+    assert exports.row(after)["turns"] == [["1?", "A coin."]]
+
+
 def test_new_texts_leave_the_group_of_the_old(exports: Exports) -> None:
     user_id = exports.user()
     first, second = exports.ask(user_id), exports.ask(user_id)

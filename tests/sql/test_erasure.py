@@ -8,7 +8,8 @@ from tests.sql.exports import Exports
 from tests.sql.models import Family
 
 WORKER = "5f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a11"
-NOTHING = {"conversations": 0, "training_data": 0, "exports": [], "models": [], "jobs": []}
+NOTHING = {"conversations": 0, "training_data": 0, "exports": [], "replaced": [], "models": [], "jobs": []}
+FILES = [{"path": "openai.train.jsonl", "split": "train", "rows": 12, "sizeBytes": 9, "sha256": "a" * 64}]
 
 
 def erase(exports: Exports, user_id: int) -> dict[str, Any]:
@@ -29,6 +30,23 @@ def exported(exports: Exports, **options: Any) -> int:
     return id
 
 
+def tuned(exports: Exports, export_id: int, status: str = "uploading", version: str | None = None) -> int:
+    """A fine-tune job that WORKER has in hand, and has brought so far."""
+    asked = {
+        **{"export_id": export_id, "provider": "openai", "base_model": "gpt", "method": "dpo", "params": {}},
+        **{"model_name": "ton", "version": version, "files": FILES},
+    }
+    id: int = exports.call("begin_fine_tune", **asked)["id"]
+    exports.call("claim_fine_tune", id=id, worker=WORKER, lease_seconds=60)
+    assert note(exports, id, status=status) == "noted"
+    return id
+
+
+def note(exports: Exports, id: int, **changes: Any) -> str:
+    told = exports.call("note_fine_tune", id=id, worker=WORKER, changes=changes, lease_seconds=60)
+    return str(told["outcome"])
+
+
 def test_a_users_conversations_rows_and_consent_go(exports: Exports) -> None:
     ada, ben = exports.user(), exports.user()
     exports.ask(ada, "1?")
@@ -43,6 +61,19 @@ def test_a_users_conversations_rows_and_consent_go(exports: Exports) -> None:
     assert exports.kept() == {kept: None}
     assert exports.one("select training_consent from public.users where user_id = %s", ada) is False
     assert exports.one("select training_consent from public.users where user_id = %s", ben) is True
+
+
+def test_rows_written_for_him_go_too(exports: Exports) -> None:
+    ada = exports.user()
+    exports.write("1?", user_id=ada)
+    kept = [exports.write("2?", user_id=exports.user()), exports.write("3?")]
+    old = exported(exports)
+
+    told = erase(exports, ada)
+
+    assert (told["training_data"], [each["id"] for each in told["exports"]]) == (1, [old])
+    assert exports.all("select id from public.training_data order by id") == [(id,) for id in kept]
+    assert [row[0] for row in exports.parts(told["exports"][0]["replaced_by"])] == kept
 
 
 def test_a_user_of_whom_there_is_nothing_is_erased_too(exports: Exports) -> None:
@@ -61,7 +92,8 @@ def test_each_export_with_his_rows_gets_a_successor_without_them(exports: Export
 
     [replaced] = told["exports"]
     new = replaced["replaced_by"]
-    assert (replaced["id"], replaced["files"]) == (old, [])
+    assert replaced == {"id": old, "replaced_by": new}
+    assert told["replaced"] == []
     before, after = exports.call("read_export", id=old), exports.call("read_export", id=new)
     assert (before["status"], before["replaced_by"], after["status"], after["replaces"]) == (
         "ready",
@@ -130,7 +162,20 @@ def test_again_it_tells_of_what_is_not_replaced_yet(exports: Exports) -> None:
     assert erase(exports, ada)["exports"] == first
 
     finish(exports, first[0]["replaced_by"])
-    assert erase(exports, ada) == NOTHING
+    assert erase(exports, ada) == {**NOTHING, "replaced": first}
+
+
+def test_exports_that_failed_with_his_rows_are_told(exports: Exports) -> None:
+    ada = exports.user()
+    exports.ask(ada)
+    failed, early = exports.select(), exports.begin(min_quality=0.1)["id"]
+    exports.call("fail_export", id=failed["id"], worker=failed["worker"], failure="any")
+    exports.claim(early, WORKER)
+    exports.call("fail_export", id=early, worker=WORKER, failure="any")
+
+    told = erase(exports, ada)
+
+    assert (told["exports"], told["replaced"]) == ([], [{"id": failed["id"], "replaced_by": None}])
 
 
 def test_two_users_are_erased_one_after_the_other(exports: Exports) -> None:
@@ -169,7 +214,8 @@ def test_an_export_that_is_being_written_begins_anew(exports: Exports) -> None:
     held = {"id": selected["id"], "worker": selected["worker"]}
     exports.call("note_export", **held, progress={"parts": 1}, lease_seconds=60)
 
-    assert erase(exports, ada)["exports"] == []
+    rewritten = {"id": selected["id"], "replaced_by": selected["id"]}
+    assert erase(exports, ada)["exports"] == [rewritten]
 
     assert exports.call("finish_export", **held, files=[], manifest={}, rows=2)["outcome"] == "lost"
     told = exports.claim(selected["id"], WORKER)
@@ -191,6 +237,28 @@ def test_an_export_that_still_collects_goes_on_without_him(exports: Exports) -> 
     exports.claim(id, WORKER)
     exports.call("select_export", id=id, worker=WORKER)
     assert exports.conversations(id) == [kept]
+
+
+def test_jobs_that_still_send_his_rows_are_cancelled(exports: Exports) -> None:
+    ada, ben = exports.user(), exports.user()
+    exports.ask(ben, "1?")
+    other = tuned(exports, exported(exports))
+    exports.ask(ada, "2?")
+    old = exported(exports)
+    statuses = ["uploading", "training", "deploying", "ready", "failed"]
+    ids = [tuned(exports, old, status, version=f"v{place}") for place, status in enumerate(statuses)]
+
+    told = erase(exports, ada)["jobs"]
+
+    assert [(job["id"], job["status"]) for job in told] == list(zip(ids, statuses, strict=True))
+    after = {job["id"]: job for job in exports.call("list_fine_tunes")["jobs"]}
+    assert [after[id]["status"] for id in (*ids, other)] == ["cancelled", *statuses[1:], "uploading"]
+    assert after[ids[0]]["failure"] == "The rows were erased."
+    assert after[ids[0]]["finished_at"]
+    assert note(exports, ids[0], status="training") == "over"
+    assert note(exports, ids[1], status="deploying") == "noted"
+    assert exports.call("claim_fine_tune", id=ids[0], worker=WORKER, lease_seconds=60)["outcome"] == "over"
+    assert exports.all("select from private.fine_tune_leases where job_id = %s", ids[0]) == []
 
 
 def test_models_that_have_learned_from_his_rows_are_named(exports: Exports, family: Family) -> None:

@@ -75,6 +75,17 @@ def test_up_to_three_turns_come_before_it_the_oldest_first(exports: Exports, cou
     assert row[9] == (turns or None)
 
 
+def test_a_disliked_turn_is_not_among_them(exports: Exports) -> None:
+    user_id, thread_id = exports.user(), uuid4()
+    for number, feedback in enumerate([1, 0, None, -1]):
+        exports.ask(user_id, f"q{number}", f"a{number}", feedback, thread_id=thread_id)
+    last = exports.ask(user_id, thread_id=thread_id)
+
+    read = exports.read(exports.begin()["id"], 1)["rows"]
+
+    assert [row[9] for row in read if row[0] == last] == [[["q0", "a0"], ["q1", "a1"], ["q2", "a2"]]]
+
+
 @pytest.mark.parametrize("consents", [True, False])
 @pytest.mark.parametrize("feedback", [-1, 0, 1, None])
 def test_what_is_rated_is_read_where_its_user_consents(exports: Exports, consents: bool, feedback: int | None) -> None:
@@ -97,6 +108,17 @@ def test_pages_make_the_whole(exports: Exports, page_rows: int) -> None:
 
     assert [id for page in read for id in page] == ids
     assert all(len(page) == page_rows for page in read[:-1])
+
+
+def test_a_page_ends_with_the_row_that_makes_it_larger_than_4_mb(exports: Exports) -> None:
+    user_id = exports.user()
+    sizes = [9_000_000, 10, 1_500_000, 1_500_000, 1_500_000, 10, 1_000_000, 2_999_989, 1, 10]
+    ids = [exports.ask(user_id, "é" * 5, "x" * size) for size in [size - 10 for size in sizes[:8]] + [1, 0]]
+    written = [exports.write("é" * 5, "x" * size) for size in (3_999_990, 2_999_990, 1_000_001, 0)]
+    id = exports.begin()["id"]
+
+    assert pages(exports, id) == [ids[:1], ids[1:5], ids[5:9], ids[9:]]
+    assert pages(exports, id, 0) == [written[:2], written[2:]]
 
 
 def test_pages_come_in_the_order_of_changes(exports: Exports) -> None:
@@ -288,6 +310,36 @@ def test_a_row_written_by_hand_is_redacted_where_it_stands(exports: Exports) -> 
         "select id, instruction, input, output, votes, quality_score from public.training_data order by id"
     )
     assert found == [(plain, "Say it", None, "So.", 1, 0.9), (secret, "Mail\n\nto me", None, "<EMAIL_1>", 1, 0.9)]
+
+
+def test_a_row_written_by_hand_keeps_what_its_author_said_of_it(exports: Exports) -> None:
+    ids = [
+        exports.write("1?", tags=["mine", "lang:en", "a"], quality_score=0.95),
+        exports.write("2?", tags=None, quality_score=None),
+        exports.write("3?", tags=[], quality_score=0.2),
+    ]
+    exports.said = {"A coin.": {"tags": ["lang:en", "short"], "merit": 0.5}}
+
+    assert len(exports.parts(exports.select(min_quality=0.3)["id"])) == 2
+
+    found = exports.all("select id, tags, quality_score from public.training_data order by id")
+    assert found == [
+        (ids[0], ["mine", "lang:en", "a", "short"], 0.95),
+        (ids[1], ["lang:en", "short"], 0.9),
+        (ids[2], ["lang:en", "short"], 0.2),
+    ]
+
+
+def test_a_score_that_nobody_gave_follows_the_text(exports: Exports) -> None:
+    given, filled = exports.write("1?", quality_score=0.8), exports.write("2?")
+    exports.select()
+    exports.said = {"So.": {"merit": 0.25}}
+    exports.all("update public.training_data set output = 'So.'")
+
+    exports.select(min_quality=0.1)
+
+    found = dict(exports.all("select id, quality_score from public.training_data"))
+    assert found == {given: 0.8, filled: 0.65}
 
 
 def test_a_row_written_by_hand_that_was_changed_since_is_left_to_the_next_export(exports: Exports) -> None:

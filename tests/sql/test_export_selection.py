@@ -77,7 +77,7 @@ def test_a_liked_one_is_kept_before_one_with_a_higher_score(exports: Exports) ->
 def test_it_makes_no_difference_which_shard_comes_first(exports: Exports, first: int) -> None:
     user_id = exports.user()
     exports.said = {each: {"near_keys": [1, 2, 3, 4], "signature": signature(64)} for each in ("one", "two")}
-    bad = {"feedback": -1, "created_at": "2026-01-01T00:00:00Z"}
+    bad: dict[str, Any] = {"feedback": -1, "created_at": "2026-01-01T00:00:00Z"}
     one = exports.ask(user_id, response="one")
     exports.ask(user_id, response="bad", **bad)
     two = exports.ask(user_id, response="two")

@@ -151,6 +151,7 @@ PRIVATE: dict[str, dict[str, Any]] = {
     "mark_near_duplicates": {},
     "fix_parts": {"export": {}, "part_rows": 1},
     "rewrite_export": {"export_id": 1, "user_id": 1},
+    "cancel_fine_tunes": {"export_ids": []},
     "replace_export": {"export": {}, "user_id": 1, "actor": None},
 }
 
