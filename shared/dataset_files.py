@@ -50,10 +50,10 @@ class File:
     @classmethod
     def begun(cls, destination: Destination, path: str, content_type: str, kept: Mapping[str, Any] | None) -> "File":
         stored = Part(**kept) if kept else Part()
-        digest = None if stored.etags else hashlib.sha256()  # of a file that was begun by another run: read afterwards
-        return cls(
-            destination, path, content_type, stored, stored.rows, stored.size_bytes, stored.tokens, digest=digest
-        )
+        digest = None if stored.etags else hashlib.sha256()  # None for what another run began: it is read in the end
+        waiting = bytearray(transfers.get(destination, _parked(path)) if stored.is_parked else b"")
+        rows, size, tokens = stored.rows, stored.size_bytes, stored.tokens
+        return cls(destination, path, content_type, stored, rows, size, tokens, waiting, digest)
 
     def add(self, data: bytes) -> None:
         self.buffer += data

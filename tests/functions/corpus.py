@@ -100,7 +100,7 @@ class Corpus:
             content, notes = found[file["path"]], found[file["sidecar"]]
             assert hashlib.sha256(content).hexdigest() == file["sha256"]
             assert hashlib.sha256(notes).hexdigest() == file["sidecarSha256"]
-            assert len(content) == file["sizeBytes"]
+            assert len(content) == file["sizeBytes"], file
             assert len(notes.splitlines()) == file["rows"]
         return found
 
