@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from infra.local.stack import Stack
+from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
 from tests.scripted_models import Models
 from tests.sql import retire
@@ -94,3 +95,10 @@ def registry(stack: Stack, tuned: str) -> Iterator[Registry]:
     yield own
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         retire(connection, own.name)
+
+
+@pytest.fixture
+def corpus(stack: Stack) -> Iterator[Corpus]:
+    own = Corpus(stack, stack.url)
+    yield own
+    own.clear()

@@ -2,14 +2,8 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,27 +12,12 @@ import pytest
 from infra.local.stack import Stack
 from tests.functions.corpus import PATH, Corpus
 from tests.functions.deployments import clients
-from tests.functions.test_deferred import queue_of
 from tests.users import User
 
 ALL = ["alpaca", "openai", "openai_dpo", "sharegpt", "together", "together_dpo"]
 SLIPPAGE = "Slippage is the difference between the expected price of a swap and the price it is done at."
 MNEMONIC = "abandon ability able about above absent absorb abstract absurd abuse access accident"
 TON = "EQCtLtZ6bB1T5tYgPzLgKq6eqxRk3xkq2Jx0dRrFZB3h6rPB"
-
-
-@pytest.fixture
-def corpus(stack: Stack) -> Iterator[Corpus]:
-    own = Corpus(stack, stack.url)
-    yield own
-    own.clear()
-
-
-@pytest.fixture(scope="module")
-def alone(stack: Stack) -> Iterator[str]:
-    """The functions without a queue, so that a request does all it can itself."""
-    with stack.functions(EXPORT_QUEUE_URL="") as origin:
-        yield origin
 
 
 def test_what_was_liked_becomes_files_with_a_manifest(corpus: Corpus) -> None:
@@ -277,184 +256,6 @@ def test_feedback_that_is_taken_back_takes_the_row_along(corpus: Corpus) -> None
     assert third["skipped"] == {"disliked": 1}
 
 
-@pytest.mark.parametrize("count", [1001, 2500])
-def test_no_row_is_lost_beyond_a_page(corpus: Corpus, count: int) -> None:
-    corpus.put_many(count)
-
-    export = corpus.export()
-
-    told = Counter(note["conversation_id"] for note in corpus.notes(export))
-    assert len(told) == count and set(told.values()) == {1}
-
-
-def test_a_hundred_thousand_rows_while_others_come_and_change(corpus: Corpus) -> None:
-    corpus.put_many(100_000, users=200)
-    ids = {id for [id] in corpus.sql("select id from conversations where model_version = %s", corpus.model)}
-    ends = threading.Event()
-
-    def disturb() -> None:
-        number = 200_000
-        while not ends.is_set():
-            corpus.put_many(20, users=2, start=number)
-            corpus.sql(
-                "update conversations set feedback = 1 where model_version = %s and id %% 997 = %s",
-                corpus.model, number % 997,
-            )  # fmt: skip
-            number += 20
-            time.sleep(0.05)
-
-    disturbing = threading.Thread(target=disturb)
-    disturbing.start()
-    try:
-        answer = corpus.call("POST", body={"modelVersion": corpus.model, "formats": ["alpaca"]})
-        export = corpus.until(answer.json()["exportId"], seconds=120)
-    finally:
-        ends.set()
-        disturbing.join()
-
-    told = Counter(note["conversation_id"] for note in corpus.notes(export))
-    assert set(told.values()) == {1}
-    assert ids <= set(told)
-
-
-def test_killed_anywhere_and_run_again_it_is_complete(corpus: Corpus) -> None:
-    corpus.put_many(12_000)
-    command = [sys.executable, "-m", "shared.exports", "run", "--model-version", corpus.model]
-    environment = {**os.environ, **corpus.stack.environment, "EXPORT_QUEUE_URL": ""}
-    chance = random.Random(7)  # noqa: S311
-    killed = 0
-
-    for _ in range(6):
-        doomed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.8 + 1.2 * chance.random())
-        killed += doomed.poll() is None
-        doomed.kill()
-        doomed.wait()
-        for [id] in corpus.sql("select id from training_exports where options ->> 'model_version' = %s", corpus.model):
-            corpus.forget_lease(id)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-    assert done.returncode == 0, done.stderr
-    exports = corpus.sql(
-        "select id, status from training_exports where options ->> 'model_version' = %s order by id desc", corpus.model
-    )
-    assert exports[0][1] == "ready"
-    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(exports[0][0])))
-    assert len(told) == 12_000 and set(told.values()) == {1}
-    assert killed
-
-
-def test_shards_by_several_workers_make_the_same_files(corpus: Corpus, stack: Stack) -> None:
-    corpus.put_many(9_000)
-    whole = corpus.files(corpus.export())
-    corpus.sql("delete from training_data where model_version = %s", corpus.model)
-    corpus.sql("update conversations set message = message || ' ' where model_version = %s", corpus.model)
-    corpus.sql("update conversations set message = rtrim(message) where model_version = %s", corpus.model)
-
-    with stack.functions(EXPORT_SHARD_ROWS="2000") as corpus.origin:
-        export = corpus.export(validationShare=0.1)
-    corpus.origin = stack.url
-
-    [[shards]] = corpus.sql("select count(*) from private.export_shards where export_id = %s", export["exportId"])
-    assert shards >= 5
-    sharded = corpus.files(export)
-    assert {name: sharded[name] for name in sharded if name != "manifest.json"} == {
-        name: whole[name] for name in whole if name != "manifest.json"
-    }
-
-
-def test_two_at_once_are_one(corpus: Corpus, alone: str) -> None:
-    corpus.put_many(3000)
-    corpus.origin = alone
-    answers: list[httpx.Response] = []
-    options = {"modelVersion": corpus.model}
-    threads = [
-        threading.Thread(target=lambda: answers.append(corpus.call("POST", body=options))) for _ in range(3)
-    ]  # fmt: skip
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert {answer.status_code for answer in answers} <= {201, 202}
-    assert len({answer.json()["exportId"] for answer in answers}) == 1
-    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(answers[0].json()["exportId"])))
-    assert len(told) == 3000 and set(told.values()) == {1}
-
-
-def test_two_different_ones_at_once_dont_disturb_each_other(corpus: Corpus) -> None:
-    corpus.put_many(3000)
-
-    first, second = (
-        corpus.call("POST", body={"modelVersion": corpus.model, "formats": [name]}, Prefer="respond-async").json()
-        for name in ("alpaca", "sharegpt")
-    )
-
-    for begun in (first, second):
-        assert corpus.until(begun["exportId"])["rows"] == 3000
-
-
-def test_a_schedule_exports_what_is_new(corpus: Corpus) -> None:
-    corpus.put_many(50)
-    options = {"modelVersion": corpus.model, "incremental": True}
-
-    for _ in range(2):
-        deliver(corpus.stack, {"source": "aws.scheduler", "export": options})
-
-    exports = [
-        export for export in corpus.call("GET").json()["exports"] if export["options"]["modelVersion"] == corpus.model
-    ]
-    assert [corpus.until(export["exportId"])["rows"] for export in exports] == [0, 50]
-    assert {export["actor"] for export in exports} == {"schedule"}
-
-
-def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> None:
-    corpus.put_many(6_000)
-    with queue_of(stack) as queue:
-        settings = {"EXPORT_QUEUE_URL": queue.url}
-        with stack.functions(**settings) as corpus.origin:
-            answer = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async")
-        corpus.origin, export_id, runs = stack.url, answer.json()["exportId"], 0
-        while corpus.call("GET", f"/{export_id}").json()["status"] != "ready":
-            for message in queue.take():
-                event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": message}]}
-                deliver(stack, event, seconds=5.5, **settings)  # half a second of work: the rest is kept for the end
-                runs += 1
-            assert runs < 60
-
-    assert (answer.status_code, answer.headers["location"]) == (202, f"{PATH}/{export_id}")
-    assert runs > 1
-    left = corpus.sql("select name from storage.objects where name like %s", f"datasets/{export_id}/%.parked")
-    assert left == []
-    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(export_id)))
-    assert len(told) == 6_000 and set(told.values()) == {1}
-
-
-def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings: str) -> None:
-    """Invoke the function with an event, as Lambda does."""
-    code = "import time; from functions.export_training_data.handler import handler;"
-    code += "from infra.local.queue_worker import Context;"
-    code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + {seconds}))"
-    environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": "", **settings}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)
-
-
-def test_a_schedule_goes_on_with_what_isnt_finished(corpus: Corpus, stack: Stack) -> None:
-    corpus.put_many(30)
-    with queue_of(stack) as queue, stack.functions(EXPORT_QUEUE_URL=queue.url) as corpus.origin:
-        begun = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async").json()
-    corpus.origin = stack.url  # and the message is gone with its queue
-
-    deliver(stack, {"source": "aws.scheduler"})
-    deliver(stack, {"source": "aws.scheduler", "export": {"formats": ["parquet"]}})
-
-    assert corpus.until(begun["exportId"])["rows"] == 30
-    listed = corpus.call("GET").json()["exports"]
-    assert [each["exportId"] for each in listed if each["options"]["modelVersion"] == corpus.model] == [
-        begun["exportId"]
-    ]
-
-
 def test_files_of_a_run_that_was_killed_at_its_end_go(corpus: Corpus) -> None:
     user = corpus.user()
     corpus.put(user, "What is slippage?", SLIPPAGE)
@@ -577,20 +378,8 @@ def test_the_commands_of_a_terminal(corpus: Corpus) -> None:
     assert "30 rows, ready" in ran.stdout
     assert f"{id}\tready\t30 rows" in command("list").stdout
     assert "openai.train.jsonl" in command("show", id).stdout
-    assert all(line.split("\t")[1].startswith("http") for line in command("urls", id).stdout.splitlines())
     untold = command("fine-tune", id, "--provider", "together", "--base-model", "llama")
     assert (untold.returncode, "TOGETHER_API_KEY" in untold.stderr) == (1, True)
     assert command("jobs").returncode == 0
     refused = command("run", "--since", "yesterday")
     assert (refused.returncode, "--since" in refused.stderr) == (1, True)
-    assert command("show", "999999999").returncode == 1
-
-
-def test_a_storage_that_is_away_is_waited_for(corpus: Corpus, stack: Stack, tmp_path: Path) -> None:
-    corpus.put_many(20)
-    with stack.functions(STORAGE_S3_URL="http://127.0.0.1:9/s3", EXPORT_QUEUE_URL="") as corpus.origin:
-        refused = corpus.call("POST", body={"modelVersion": corpus.model})
-    assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
-
-    corpus.origin = stack.url
-    assert corpus.export()["rows"] == 20

@@ -1,0 +1,204 @@
+"""Exports however they are run: in shards, by workers whose time is up, killed anywhere, beside others."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.local.stack import Stack
+from tests.functions.corpus import PATH, Corpus, deliver
+from tests.functions.test_deferred import queue_of
+
+
+@pytest.fixture(scope="module")
+def alone(stack: Stack) -> Iterator[str]:
+    """The functions without a queue, so that a request does all it can itself."""
+    with stack.functions(EXPORT_QUEUE_URL="") as origin:
+        yield origin
+
+
+@pytest.mark.parametrize("count", [1001, 2500])
+def test_no_row_is_lost_beyond_a_page(corpus: Corpus, count: int) -> None:
+    corpus.put_many(count)
+
+    export = corpus.export()
+
+    told = Counter(note["conversation_id"] for note in corpus.notes(export))
+    assert len(told) == count and set(told.values()) == {1}
+
+
+def test_a_hundred_thousand_rows_while_others_come_and_change(corpus: Corpus) -> None:
+    corpus.put_many(100_000, users=200)
+    ids = {id for [id] in corpus.sql("select id from conversations where model_version = %s", corpus.model)}
+    ends = threading.Event()
+
+    def disturb() -> None:
+        number = 200_000
+        while not ends.is_set():
+            corpus.put_many(20, users=2, start=number)
+            corpus.sql(
+                "update conversations set feedback = 1 where model_version = %s and id %% 997 = %s",
+                corpus.model, number % 997,
+            )  # fmt: skip
+            number += 20
+            time.sleep(0.3)
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        answer = corpus.call("POST", body={"modelVersion": corpus.model, "formats": ["alpaca"]})
+        export = corpus.until(answer.json()["exportId"], seconds=120)
+    finally:
+        ends.set()
+        disturbing.join()
+
+    told = Counter(note["conversation_id"] for note in corpus.notes(export))
+    assert set(told.values()) == {1}
+    assert ids <= set(told)
+
+
+def test_killed_anywhere_and_run_again_it_is_complete(corpus: Corpus) -> None:
+    corpus.put_many(12_000)
+    command = [sys.executable, "-m", "shared.exports", "run", "--model-version", corpus.model]
+    environment = {**os.environ, **corpus.stack.environment, "EXPORT_QUEUE_URL": ""}
+    chance = random.Random(7)  # noqa: S311
+    killed = 0
+
+    for _ in range(4):
+        doomed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.8 + 1.2 * chance.random())
+        killed += doomed.poll() is None
+        doomed.kill()
+        doomed.wait()
+        for [id] in corpus.sql("select id from training_exports where options ->> 'model_version' = %s", corpus.model):
+            corpus.forget_lease(id)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    exports = corpus.sql(
+        "select id, status from training_exports where options ->> 'model_version' = %s order by id desc", corpus.model
+    )
+    assert exports[0][1] == "ready"
+    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(exports[0][0])))
+    assert len(told) == 12_000 and set(told.values()) == {1}
+    assert killed
+
+
+def test_shards_by_several_workers_make_the_same_files(corpus: Corpus, stack: Stack) -> None:
+    corpus.put_many(9_000)
+    whole = corpus.files(corpus.export())
+    corpus.sql("delete from training_data where model_version = %s", corpus.model)
+    corpus.sql("update conversations set message = message || ' ' where model_version = %s", corpus.model)
+    corpus.sql("update conversations set message = rtrim(message) where model_version = %s", corpus.model)
+
+    with stack.functions(EXPORT_SHARD_ROWS="2000") as corpus.origin:
+        export = corpus.export(validationShare=0.1)
+    corpus.origin = stack.url
+
+    [[shards]] = corpus.sql("select count(*) from private.export_shards where export_id = %s", export["exportId"])
+    assert shards >= 5
+    sharded = corpus.files(export)
+    assert {name: sharded[name] for name in sharded if name != "manifest.json"} == {
+        name: whole[name] for name in whole if name != "manifest.json"
+    }
+
+
+def test_two_at_once_are_one(corpus: Corpus, alone: str) -> None:
+    corpus.put_many(3000)
+    corpus.origin = alone
+    answers: list[httpx.Response] = []
+    options = {"modelVersion": corpus.model}
+    threads = [
+        threading.Thread(target=lambda: answers.append(corpus.call("POST", body=options))) for _ in range(3)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert {answer.status_code for answer in answers} <= {201, 202}
+    assert len({answer.json()["exportId"] for answer in answers}) == 1
+    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(answers[0].json()["exportId"])))
+    assert len(told) == 3000 and set(told.values()) == {1}
+
+
+def test_two_different_ones_at_once_dont_disturb_each_other(corpus: Corpus) -> None:
+    corpus.put_many(3000)
+
+    first, second = (
+        corpus.call("POST", body={"modelVersion": corpus.model, "formats": [name]}, Prefer="respond-async").json()
+        for name in ("alpaca", "sharegpt")
+    )
+
+    for begun in (first, second):
+        assert corpus.until(begun["exportId"])["rows"] == 3000
+
+
+def test_a_schedule_exports_what_is_new(corpus: Corpus) -> None:
+    corpus.put_many(50)
+    options = {"modelVersion": corpus.model, "incremental": True}
+
+    for _ in range(2):
+        deliver(corpus.stack, {"source": "aws.scheduler", "export": options})
+
+    exports = [
+        export for export in corpus.call("GET").json()["exports"] if export["options"]["modelVersion"] == corpus.model
+    ]
+    assert [corpus.until(export["exportId"])["rows"] for export in exports] == [0, 50]
+    assert {export["actor"] for export in exports} == {"schedule"}
+
+
+def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> None:
+    corpus.put_many(3_000)
+    with queue_of(stack) as queue:
+        settings = {"EXPORT_QUEUE_URL": queue.url}
+        with stack.functions(**settings) as corpus.origin:
+            answer = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async")
+        corpus.origin, export_id, runs = stack.url, answer.json()["exportId"], 0
+        while corpus.call("GET", f"/{export_id}").json()["status"] != "ready":
+            for message in queue.take():
+                event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": message}]}
+                deliver(stack, event, seconds=5.5, **settings)  # half a second of work: the rest is kept for the end
+                runs += 1
+            assert runs < 60
+
+    assert (answer.status_code, answer.headers["location"]) == (202, f"{PATH}/{export_id}")
+    assert runs > 1
+    left = corpus.sql("select name from storage.objects where name like %s", f"datasets/{export_id}/%.parked")
+    assert left == []
+    told = Counter(note["conversation_id"] for note in corpus.notes(corpus.until(export_id)))
+    assert len(told) == 3_000 and set(told.values()) == {1}
+
+
+def test_a_schedule_goes_on_with_what_isnt_finished(corpus: Corpus, stack: Stack) -> None:
+    corpus.put_many(30)
+    with queue_of(stack) as queue, stack.functions(EXPORT_QUEUE_URL=queue.url) as corpus.origin:
+        begun = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async").json()
+    corpus.origin = stack.url  # and the message is gone with its queue
+
+    deliver(stack, {"source": "aws.scheduler"})
+    deliver(stack, {"source": "aws.scheduler", "export": {"formats": ["parquet"]}})
+
+    assert corpus.until(begun["exportId"])["rows"] == 30
+    listed = corpus.call("GET").json()["exports"]
+    assert [each["exportId"] for each in listed if each["options"]["modelVersion"] == corpus.model] == [
+        begun["exportId"]
+    ]
+
+
+def test_a_storage_that_is_away_is_waited_for(corpus: Corpus, stack: Stack, tmp_path: Path) -> None:
+    corpus.put_many(20)
+    with stack.functions(STORAGE_S3_URL="http://127.0.0.1:9/s3", EXPORT_QUEUE_URL="") as corpus.origin:
+        refused = corpus.call("POST", body={"modelVersion": corpus.model})
+    assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
+
+    corpus.origin = stack.url
+    assert corpus.export()["rows"] == 20
