@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -194,7 +193,7 @@ def test_a_schedule_goes_on_with_what_isnt_finished(corpus: Corpus, stack: Stack
     ]
 
 
-def test_a_storage_that_is_away_is_waited_for(corpus: Corpus, stack: Stack, tmp_path: Path) -> None:
+def test_a_storage_that_is_away_is_waited_for(corpus: Corpus, stack: Stack) -> None:
     corpus.put_many(20)
     with stack.functions(STORAGE_S3_URL="http://127.0.0.1:9/s3", EXPORT_QUEUE_URL="") as corpus.origin:
         refused = corpus.call("POST", body={"modelVersion": corpus.model})
