@@ -1,5 +1,6 @@
 """What a process keeps between requests: its settings, one HTTP client, and the clients that borrow it."""
 
+import gc
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,5 +40,12 @@ class Clients:
 
 @cache
 def kept() -> Clients:
-    """This process's own. Raises `Misconfigured`, again with every call until it no longer has to."""
-    return Clients.open(load())
+    """This process's own. Raises `Misconfigured`, again with every call until it no longer has to.
+
+    What is in memory by now, the modules above all, stays: the garbage collector needn't look through it again, for
+    which it would stop a request every now and then.
+    """
+    clients = Clients.open(load())
+    gc.collect()
+    gc.freeze()
+    return clients
