@@ -47,7 +47,7 @@ P50_MS, P99_MS = 5.0, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many requests at once, of a model that takes so long; `is_busy` where two cores have all to do that they can."""
+    """So many requests at once, of a model that takes so long; `is_busy` where two cores have much to do."""
 
     at_once: int
     chat_ms: int
