@@ -15,6 +15,7 @@ import httpx
 import psycopg
 
 from infra.local.stack import Stack
+from shared.training_quality import SPLIT_SALT, VALIDATION_SHARE, split
 from tests.training_checks import check
 
 PATH = "/functions/v1/export-training-data"
@@ -37,6 +38,12 @@ class Corpus:
         """A user of the app."""
         [[user_id]] = self.sql("insert into users (training_consent) values (%s) returning user_id", consents)
         return int(user_id)
+
+    def learner(self) -> int:
+        """A user whose rows are trained on, and not validated with."""
+        while split(user_id := self.user(), SPLIT_SALT, VALIDATION_SHARE) != "train":
+            pass
+        return user_id
 
     def put(self, user_id: int, question: str, answer: str, feedback: int | None = 1, **columns: Any) -> int:
         """A conversation as close_turn writes it; gives its id."""

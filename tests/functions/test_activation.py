@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from starlette.requests import Request
@@ -137,20 +138,24 @@ def test_an_evaluation_counts_as_long_as_nothing_changes(registry: Registry, pro
     assert registry.actions("v2") == ["registered", "canary", "promoted"]
 
 
-def test_of_two_activations_at_once_one_wins(registry: Registry, provider: Tuned) -> None:
+def both_at_once(registry: Registry, provider: Tuned, **how: Any) -> list[httpx.Response]:
+    """The answers to two activations, of which neither is done before both have seen what is active."""
     registry.ready("v1", "v2", "v3")
     registry.activate("v1")
-
     provider.arrived.clear()
     provider.held |= {"v2", "v3"}
     with ThreadPoolExecutor(2) as threads:
-        asking = [threads.submit(registry.activate, version) for version in ("v2", "v3")]
-        for _ in range(1000):  # until both have seen v1, and are evaluated beside it
+        asking = [threads.submit(registry.activate, version, **how) for version in ("v2", "v3")]
+        for _ in range(1000):  # until both are evaluated beside v1
             if provider.arrived >= {"v2", "v3"}:
                 break
             time.sleep(0.01)
         provider.held.clear()
-        answers = [each.result() for each in asking]
+        return [each.result() for each in asking]
+
+
+def test_of_two_activations_at_once_one_wins(registry: Registry, provider: Tuned) -> None:
+    answers = both_at_once(registry, provider)
 
     assert sorted(answer.status_code for answer in answers) == [200, 409]
     [won] = [answer.json()["active"] for answer in answers if answer.status_code == 200]
@@ -181,12 +186,8 @@ def test_an_evaluation_counts_for_the_model_that_was_asked(registry: Registry, s
     assert registry.activate("v1").status_code == 200
 
 
-def test_of_two_canaries_at_once_one_wins(registry: Registry) -> None:
-    registry.ready("v1", "v2", "v3")
-    registry.activate("v1")
-
-    with ThreadPoolExecutor(2) as threads:
-        answers = list(threads.map(lambda version: registry.activate(version, weight=0.1), ["v2", "v3"]))
+def test_of_two_canaries_at_once_one_wins(registry: Registry, provider: Tuned) -> None:
+    answers = both_at_once(registry, provider, weight=0.1)
 
     assert sorted(answer.status_code for answer in answers) == [200, 409]
     assert len(registry.served()) == 2

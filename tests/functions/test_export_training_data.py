@@ -282,7 +282,7 @@ def test_no_model_is_where_exports_are(corpus: Corpus) -> None:
 
 
 def test_erasure_reaches_tables_and_files(corpus: Corpus) -> None:
-    user, other = corpus.user(), corpus.user()
+    user, other = corpus.learner(), corpus.learner()
     corpus.put(user, "What is slippage?", SLIPPAGE)
     corpus.put(user, "What is it then?", "A fee that the network takes from everybody who swaps a token.", feedback=-1)
     corpus.put(other, "What is it then?", "A difference of prices, between what was expected and what was done.")
