@@ -96,6 +96,7 @@ def test_every_format_is_as_its_target_wants_it(corpus: Corpus) -> None:
     export = corpus.export(formats=ALL)
 
     assert {file["format"] for file in export["files"]} == set(ALL)
+    assert all(file["sizeBytes"] / 4 < file["tokens"] < file["sizeBytes"] for file in export["files"])
     assert list(corpus.takes(export)) == [(file["path"], []) for file in export["files"]]
     pairs = corpus.rows(export, "openai_dpo")
     assert [pair["preferred_output"][0]["content"] for pair in pairs] == [SLIPPAGE]
