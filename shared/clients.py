@@ -46,6 +46,5 @@ def kept() -> Clients:
     which it would stop a request every now and then.
     """
     clients = Clients.open(load())
-    gc.collect()
     gc.freeze()
     return clients

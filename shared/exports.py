@@ -26,6 +26,7 @@ from uuid import uuid4
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from shared import database, prompting, queue, storage, training_data, transfers
+from shared.artifacts import MANIFEST
 from shared.clients import Clients
 from shared.dataset_files import Dataset, Torn
 from shared.errors import Conflict, DatabaseUnavailable, GatewayError, InvalidRequest, NotFound, Unavailable
@@ -40,7 +41,6 @@ from shared.training_quality import RULES, SPLIT_SALT, split
 from shared.transfers import Destination
 from shared.wire import Wire
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 PART_ROWS = 2000
 LEASE_SECONDS = 60
@@ -181,7 +181,7 @@ async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
 
     Raises `Busy` where all that is to do is in others' hands, `NotFound`, and `Conflict` for one that has failed.
     """
-    worker = str(uuid4())
+    worker, known = str(uuid4()), None  # the knowledge is read once, for all shards
     _give_memory_back()
     try:
         while True:
@@ -190,7 +190,8 @@ async def run(clients: Clients, export_id: int, stop_at: float) -> bool:
             )
             match told["outcome"]:
                 case "collect":
-                    done = await training_data.collect(clients, told, worker, stop_at, LEASE_SECONDS)
+                    known = known if known is not None else await training_data.published(clients)
+                    done = await training_data.collect(clients, told, worker, known, stop_at, LEASE_SECONDS)
                 case "select":
                     holding = {"id": export_id, "worker": worker, "lease_seconds": SELECT_SECONDS}
                     holding["part_rows"] = PART_ROWS
@@ -235,10 +236,15 @@ def _give_memory_back() -> None:
 
 async def read(clients: Clients, export_id: int) -> Exported:
     """One export. Raises `NotFound`."""
-    told = await _call(clients, "read_export", {"id": export_id})
+    return _exported(await described(clients, export_id))
+
+
+async def described(clients: Clients, export_id: int) -> dict[str, Any]:
+    """One export as the database tells of it. Raises `NotFound`."""
+    told: dict[str, Any] = await _call(clients, "read_export", {"id": export_id})
     if told.get("outcome") == "unknown":
         raise NotFound(f"There is no export {export_id}.")
-    return _exported(told)
+    return told
 
 
 async def page(clients: Clients, after: int | None) -> Exports:
@@ -419,7 +425,9 @@ def _held(told: Mapping[str, Any]) -> None:
         raise Lost
 
 
-async def _call(clients: Clients, function: str, arguments: Mapping[str, Any], seconds: float = 8) -> Any:
+async def _call(
+    clients: Clients, function: str, arguments: Mapping[str, Any], seconds: float = database.CALL_SECONDS
+) -> Any:
     return await database.call(database.as_gateway(clients.http, clients.settings), function, arguments, seconds)
 
 

@@ -8,8 +8,8 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from shared import database, erasure, exports, fine_tuning, terminal
-from shared.errors import InvalidRequest, NotFound
+from shared import erasure, exports, fine_tuning, terminal
+from shared.errors import InvalidRequest
 from shared.exports import Busy, Export, Exported
 from shared.fine_tuning import FineTune
 from shared.models import Deadline
@@ -110,9 +110,7 @@ async def _erase(owner: Owner, arguments: Arguments) -> int:
 
 
 async def _fine_tune(owner: Owner, arguments: Arguments) -> int:
-    told = await database.call(owner.db, "read_export", {"id": arguments.id})
-    if told.get("outcome") == "unknown":
-        raise NotFound(f"There is no export {arguments.id}.")
+    told = await exports.described(owner.clients, arguments.id)
     try:
         wanted = FineTune(
             provider=arguments.provider,

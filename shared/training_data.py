@@ -25,12 +25,13 @@ class Lost(Exception):
     """Another worker has the work in hand, or it was ended."""
 
 
-async def collect(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float, lease_seconds: int) -> bool:
+async def collect(
+    clients: Clients, told: Mapping[str, Any], worker: str, known: Known, stop_at: float, lease_seconds: int
+) -> bool:
     """Bring in one shard, from where it was left; False where the time is up before its end.
 
     Raises `Lost`, and `DatabaseUnavailable`: what was put is there.
     """
-    known = await published(clients)
     shard = {"id": told["id"], "shard": told["shard"]}
     reading = asyncio.create_task(_read(clients, shard, told["cursor"]))
     writing: asyncio.Task[None] | None = None

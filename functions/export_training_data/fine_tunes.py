@@ -4,8 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from shared import database, fine_tuning, web
-from shared.errors import NotFound
+from shared import exports, fine_tuning, web
 from shared.fine_tuning import FineTune, Job, Jobs
 from shared.web import ActorOf, ClientsOf, GatewaysDatabaseOf
 
@@ -23,12 +22,9 @@ async def start(
     response: Response,
     clients: ClientsOf,
     actor: ActorOf,
-    db: GatewaysDatabaseOf,
 ) -> Job:
     """Begin a fine-tune job on the export's files; the same request again gives the same job."""
-    export = await database.call(db, "read_export", {"id": export_id})
-    if export.get("outcome") == "unknown":
-        raise NotFound(f"There is no export {export_id}.")
+    export = await exports.described(clients, export_id)
     deadline = web.deadline(request, clients.settings.request_timeout_seconds)
     job = await fine_tuning.start(clients, export, body, actor, deadline)
     root = request.url.path.partition(f"/{export_id}/")[0]
