@@ -13,6 +13,7 @@
     │   │   └── PickleRefused    422  pickle_refused
     │   ├── SourceRefused        422  source_refused
     │   └── SourceChanged        409  source_changed
+    ├── AnswerTooLarge           413  answer_too_large
     ├── Unauthenticated          401  unauthenticated
     ├── Forbidden                403  forbidden
     ├── NotFound                 404  not_found
@@ -123,6 +124,12 @@ class SourceChanged(InvalidRequest):
     """A file at the source is no longer the one whose transfer had begun."""
 
     status, code = 409, "source_changed"
+
+
+class AnswerTooLarge(GatewayError):
+    """What was asked for is more than one answer can carry."""
+
+    status, code = 413, "answer_too_large"
 
 
 class Unauthenticated(GatewayError):

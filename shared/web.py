@@ -1,24 +1,21 @@
-"""The edge of a function: its ASGI app and Lambda handler, CORS, request ids, limits, one error shape, one log line."""
+"""The edge of a function: its ASGI app, CORS, request ids, limits, one error shape, one log line."""
 
-import asyncio
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from mangum import Mangum
-from mangum.types import ASGI
 from postgrest import AsyncPostgrestClient
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared import auth, database, queue, quotas, settings, telemetry
+from shared import auth, database, quotas, settings, telemetry
 from shared.clients import Clients, kept
 from shared.errors import (
     BodyTooLarge,
@@ -31,7 +28,6 @@ from shared.errors import (
     Unauthenticated,
 )
 from shared.models import Deadline
-from shared.queue import Delivery
 from shared.telemetry import Trace, logger
 from shared.wire import Pending, Wire
 
@@ -189,30 +185,6 @@ def create_app(
     app.add_exception_handler(HTTPException, _refuse_unrouted)
     app.add_exception_handler(Exception, _apologise)
     return Edge(name, app, larger_bodies, error_shapes)
-
-
-def create_handler(
-    app: ASGIApp,
-    work: Callable[[Delivery], Awaitable[None]] | None = None,
-    occurred: Callable[[Mapping[str, Any], float], Awaitable[None]] | None = None,
-) -> Callable[[Any, Any], Any]:
-    """The Lambda entry, on one kept event loop: HTTP goes to the app, messages to `work`, others to `occurred`."""
-    adapter = Mangum(cast(ASGI, app), lifespan="off")
-    loop = asyncio.new_event_loop()
-
-    def handler(event: dict[str, Any], context: Any) -> Any:
-        asyncio.set_event_loop(loop)
-        try:
-            seconds = context.get_remaining_time_in_millis() / 1000
-            if work and queue.is_delivery(event):
-                return loop.run_until_complete(queue.consume(event, work, seconds))
-            if occurred and "requestContext" not in event:
-                return loop.run_until_complete(occurred(event, seconds - queue.MARGIN_SECONDS))
-            return adapter(event, context)
-        finally:
-            telemetry.flush()
-
-    return handler
 
 
 class Edge:

@@ -1,6 +1,6 @@
 """ai-finance: a signed-in user's question, answered from the knowledge base and the user's own swaps."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -10,6 +10,7 @@ from functions.ai_finance import webhooks
 from shared import answering, auth, conversations, deferred, quotas, web
 from shared.answering import Ask, Question
 from shared.conversations import ConversationPage, Rating, ThreadPage, WholeConversation
+from shared.invocations import Handler
 from shared.web import CallerOf, ClientsOf, DatabaseOf, Prefer
 from shared.wire import Pending, Usage
 
@@ -75,4 +76,4 @@ async def read_usage(db: DatabaseOf) -> Usage:
 
 
 app = web.create_app("ai-finance", router)
-handler: Any = web.create_handler(app, deferred.consume)
+handler = Handler(app, deferred.consume)

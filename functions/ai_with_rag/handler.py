@@ -1,12 +1,13 @@
 """ai-with-rag: anybody's question about tokens, answered with sources; where knowledge is searched and kept."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from functions.ai_with_rag import completions
 from shared import answer_cache, chat_completions, cited_answers, knowledge, quotas, web
 from shared.cited_answers import Ask, Question
+from shared.invocations import Handler
 from shared.knowledge import DocumentPage, Documents, Outcome
 from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
 from shared.wire import Found
@@ -68,4 +69,4 @@ async def delete_document(document_id: str, db: AdminsDatabaseOf) -> dict[str, s
 app = web.create_app(
     "ai-with-rag", router, larger_bodies={"PUT": PUT_BYTES}, error_shapes={"/v1/": chat_completions.error}
 )
-handler: Any = web.create_handler(app)
+handler = Handler(app)

@@ -7,11 +7,11 @@ from typing import Any
 from urllib.parse import unquote_plus
 from uuid import uuid4
 
-from shared import activation, deployments
+from shared import activation, deployments, invocations
 from shared.clients import kept
 from shared.models import Deadline
 from shared.queue import Delivery
-from shared.telemetry import Trace, logger
+from shared.telemetry import Trace
 
 MANIFESTS = "manifest.json"
 
@@ -30,12 +30,13 @@ async def consume(delivery: Delivery) -> None:
 
 async def occurred(event: Mapping[str, Any], seconds: float) -> None:
     """An object that was made, or the time for a look at the canaries."""
-    if records := event.get("Records"):
-        await asyncio.gather(*(_object_made(record, seconds) for record in records if "s3" in record))
+    records = event.get("Records", [])
+    if records and all("s3" in record for record in records):
+        await asyncio.gather(*(_object_made(record, seconds) for record in records))
     elif event.get("source") in ("aws.events", "aws.scheduler"):
         await activation.check_canaries(kept(), "schedule")
     elif event.get("Event") != "s3:TestEvent":
-        logger.error("an event that nobody knows", extra={"keys": sorted(map(str, event))[:20]})
+        raise invocations.unknown(event)
 
 
 async def _object_made(record: Mapping[str, Any], seconds: float) -> None:

@@ -1,12 +1,13 @@
 """deploy-model: a fine-tuned model's files into Storage, a version into the registry, users to it, and back."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from functions.deploy_model import events, traffic
 from shared import deferred, deployments, registry, storage, web
 from shared.deployments import Deploy, Deployment
+from shared.invocations import Handler
 from shared.registry import Name, Version, Versions, VersionWithHistory
 from shared.storage import SignedDownloads
 from shared.web import ActorOf, ClientsOf, GatewaysDatabaseOf, Prefer
@@ -71,4 +72,4 @@ async def delete(
 
 
 app = web.create_app("deploy-model", router)
-handler: Any = web.create_handler(app, events.consume, events.occurred)
+handler = Handler(app, events.consume, events.occurred)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared import exports, fine_tuning
+from shared import exports, fine_tuning, invocations
 from shared.clients import kept
 from shared.errors import InvalidRequest
 from shared.exports import Export
@@ -25,14 +25,13 @@ async def consume(delivery: Delivery) -> None:
     elif "fineTune" in body:
         await fine_tuning.carry_on(kept(), int(body["fineTune"]), delivery.seconds)
     else:
-        logger.error("a message that nobody knows", extra={"keys": sorted(map(str, body))[:20]})
+        raise invocations.unknown(body)
 
 
 async def occurred(event: Mapping[str, Any], seconds: float) -> None:
     """The time to look after what isn't finished; and to export, where the event says `export`, with its options."""
     if event.get("source") not in SCHEDULES:
-        logger.error("an event that nobody knows", extra={"keys": sorted(map(str, event))[:20]})
-        return
+        raise invocations.unknown(event)
     await fine_tuning.check_all(kept(), seconds / 3)
     await exports.carry_on_all(kept(), seconds / 3)
     if "export" not in event:
@@ -41,5 +40,5 @@ async def occurred(event: Mapping[str, Any], seconds: float) -> None:
         export = Export(**event["export"])
     except (ValidationError, InvalidRequest, TypeError) as error:
         logger.error("a schedule's export that can't be read", extra={"reason": type(error).__name__})
-        return
+        raise
     await exports.begin(kept(), export, "schedule", Deadline.after(seconds / 3), in_background=True)

@@ -1,6 +1,6 @@
 """export-training-data: what users liked as clean training files, the jobs that learn from them, and erasure."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -8,6 +8,7 @@ from functions.export_training_data import events, fine_tunes
 from shared import deferred, erasure, exports, web
 from shared.erasure import Erase, Erased
 from shared.exports import Export, Exported, Exports
+from shared.invocations import Handler
 from shared.storage import SignedDownloads
 from shared.web import ActorOf, ClientsOf, Prefer
 
@@ -61,4 +62,4 @@ async def read_urls(export_id: ExportId, clients: ClientsOf, _: ActorOf) -> Sign
 
 
 app = web.create_app("export-training-data", router)
-handler: Any = web.create_handler(app, events.consume, events.occurred)
+handler = Handler(app, events.consume, events.occurred)
