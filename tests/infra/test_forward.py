@@ -297,6 +297,7 @@ class Gated(Model):
 
 
 @deno
+@pytest.mark.timeout(120)  # the stack, the functions once more, Deno and Node start within it
 def test_supabase_js_invokes_ai_finance_through_it(stack: Stack, tmp_path: Path) -> None:
     model, user = Gated(), User.sign_up(stack)
     with (
