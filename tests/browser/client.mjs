@@ -10,7 +10,12 @@ const say = (heard, more) => console.log(JSON.stringify({ heard, ...more }));
 const page = new EventTarget();
 Object.defineProperty(globalThis, "navigator", { value: { onLine: true }, configurable: true });
 globalThis.addEventListener = page.addEventListener.bind(page);
-globalThis.removeEventListener = page.removeEventListener.bind(page);
+const request = globalThis.fetch;
+globalThis.fetch = async (...asked) => {
+  if (navigator.onLine) return request(...asked);
+  say("asked offline");
+  throw new TypeError("Failed to fetch");
+};
 
 const kept = new Map();
 const storage = {

@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 TEXT = "".join(ANSWER)
 QUESTION = "What is TON token?"
 
+pytestmark = pytest.mark.timeout(120)  # the first of them waits for a stack, functions and a worker
+
 
 @pytest.fixture(scope="module")
 def served_model() -> Iterator[Model]:
@@ -254,12 +256,11 @@ def test_who_goes_offline_gets_the_answer_once_he_is_back(
     ann_page.do("online", **{"is": False})
     ann_page.hears("restart")
     eventually(lambda: [row["status"] for row in rows(stack, marker)] == ["partial"])
-    asked_offline = model.count(marker)
     model.let_go.set()
     ann_page.do("online", **{"is": True})
     answer = ann_page.hears("answer")["answer"]
 
-    assert asked_offline == 1
+    assert "asked offline" not in ann_page.kinds()
     assert answer["response"] == TEXT
     assert [row["status"] for row in rows(stack, marker)] == ["complete"]
 
@@ -366,9 +367,8 @@ def test_abort_stops_the_model_and_keeps_what_was_said(ann_page: Tab, stack: Sta
 
     assert failure["kind"] == "AbortError"
     assert "restart" not in ann_page.kinds()
-    eventually(
-        lambda: [(row["status"], row["error_code"]) for row in rows(stack, marker)] == [("partial", "client_gone")]
-    )
+    (row,) = eventually(lambda: rows(stack, marker))
+    assert (row["status"], row["error_code"]) == ("partial", "client_gone")
     eventually(lambda: model.abandoned > abandoned)
 
 
@@ -465,16 +465,9 @@ def test_hears_again_after_the_connection_was_cut(stack: Stack, origin: str, ann
 
 
 def test_serves_the_guides_own_page(stack: Stack, origin: str, ann: User) -> None:
-    arguments = [stack.url, stack.keys.publishable, ann.email, ann.password, str(ann.user_id)]
+    arguments = [stack.url, stack.keys.publishable, ann.email, ann.password, str(ann.user_id), "Any borscht?"]
     script = str(HERE / "guide_client.mjs")
-    command = [
-        parts.node(),
-        "--experimental-websocket",
-        "--no-warnings",
-        script,
-        *arguments,
-        "Name a recipe for borscht",
-    ]
+    command = [parts.node(), "--experimental-websocket", "--no-warnings", script, *arguments]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
 
