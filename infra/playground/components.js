@@ -74,9 +74,8 @@ export const TITLES = {
 }
 export const ADVICE = {
   unreachable: 'Check the connection; what you wrote is still here.',
-  model_unavailable: 'Your question is kept. Try again in a minute.',
-  embedding_unavailable: 'Your question is kept. Try again in a minute.',
-  database_unavailable: 'Try again in a minute.',
+  model_unavailable: 'Your question is kept.',
+  embedding_unavailable: 'Your question is kept.',
   deadline_exceeded: 'Try again, or ask something shorter.',
   rate_limited: 'Wait a moment, then try again.',
   quota_exhausted: 'See Usage for when it starts anew.',

@@ -13,7 +13,7 @@ const ICONS = {
   download: ['M12 4v11', 'M7 11l5 5 5-5', 'M4 20h16'],
   search: ['M11 18a7 7 0 1 0 0-14 7 7 0 0 0 0 14z', 'M20 20l-4-4'],
   send: ['M12 20V5', 'M5 12l7-7 7 7'],
-  stop: ['M7 7h10v10H7z'],
+  stop: ['M6 6h12v12H6z'],
   up: ['M7 21V10l4-7a2 2 0 0 1 2 2v4h5a2 2 0 0 1 2 2.3l-1.2 7A2 2 0 0 1 17 21z', 'M3 10h4v11H3z'],
   down: ['M17 3v11l-4 7a2 2 0 0 1-2-2v-4H6a2 2 0 0 1-2-2.3l1.200-7A2 2 0 0 1 7 3z', 'M21 14h-4V3h4z'],
   copy: ['M9 9h11v11H9z', 'M5 15H4V4h11v1'],
@@ -44,7 +44,7 @@ export function h(tag, attributes = {}, ...children) {
     else if (name === 'value') element.value = value
     else if (value !== undefined && value !== null && value !== false) element.setAttribute(name, value === true ? '' : value)
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false))
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false))
   return element
 }
 

@@ -2,7 +2,7 @@
 import { errorState } from './components.js'
 import { h } from './dom.js'
 import { current } from './router.js'
-import { onSession, readUser } from './session.js'
+import { onSession, readUser, user } from './session.js'
 import { shell } from './shell.js'
 import { signIn } from './views/sign-in.js'
 
@@ -14,12 +14,15 @@ async function show() {
   leaving.abort()
   leaving = new AbortController()
   const { signal } = leaving
-  const user = await readUser()
+  await readUser()
   if (signal.aborted) return
   app.classList.remove('booting')
   app.setAttribute('aria-busy', 'false')
   if (!user) return showSignIn()
-  frame ??= shell(app, user)
+  if (frame?.userId !== user.id) {
+    frame?.leave()
+    frame = shell(app, user)
+  }
   const { view, params } = current()
   document.title = `${view.title} · Supabase AI gateway`
   const place = frame.enter(view)
@@ -40,8 +43,9 @@ function showSignIn(notice) {
 
 addEventListener('hashchange', show)
 onSession(
-  () => frame ?? show(),
+  () => (frame && frame.userId === user?.id) || show(),
   (hasExpired) => {
+    if (!frame) return
     leaving.abort()
     showSignIn(hasExpired ? 'Your session has ended. Sign in again, and you are back where you were.' : undefined)
   },

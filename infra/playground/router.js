@@ -16,4 +16,7 @@ export function go(path) {
 }
 
 /** The address says `#/path` from now on; what is shown stays. */
-export const rename = (path) => history.replaceState(null, '', `#/${path}`)
+export function rename(path) {
+  history.replaceState(null, '', `#/${path}`)
+  dispatchEvent(new Event('addressrenamed'))
+}

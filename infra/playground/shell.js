@@ -1,4 +1,5 @@
 // What stands around every view: navigation, conversations, the account, and whether the page is offline.
+import { listen } from './answers.js'
 import { button } from './components.js'
 import { h, icon } from './dom.js'
 import { go } from './router.js'
@@ -12,6 +13,7 @@ const GROUPS = { user: null, owner: 'Owner' }
 export function shell(app, user) {
   const leaving = new AbortController()
   const { signal } = leaving
+  listen(user, signal)
   const shown = views.filter((view) => view.for === 'user' || user.isOwner)
   const links = new Map(shown.map((view) => [view, link(view)]))
   const title = h('span', { class: 'topbar-title' })
@@ -22,7 +24,7 @@ export function shell(app, user) {
     h('div', { class: 'sidebar-top' }, h('a', { class: 'brand', href: '#/chat' }, h('span', { class: 'logo' }, icon('bolt')), 'AI gateway'), button({ title: 'Close the menu', symbol: 'close', kind: 'ghost drawer-close', onclick: () => drawer(false) })),
     button({ label: 'New chat', symbol: 'plus', kind: 'plain wide', onclick: () => go('chat') }),
     h('nav', { 'aria-label': 'Views' }, Object.entries(GROUPS).map(([audience, name]) => group(name, shown.filter((view) => view.for === audience).map((view) => links.get(view))))),
-    threadList(user, signal),
+    threadList(signal),
     account(user),
   )
   const drawer = (open) => {
@@ -38,6 +40,7 @@ export function shell(app, user) {
   )
   addEventListener('keydown', (event) => event.key === 'Escape' && app.classList.contains('drawer-open') && drawer(false), { signal })
   return {
+    userId: user.id,
     enter(view) {
       for (const [each, anchor] of links) anchor[each === view ? 'setAttribute' : 'removeAttribute']('aria-current', 'page')
       app.classList.remove('drawer-open')
