@@ -1,4 +1,4 @@
-"""Tabs of one headless Chromium, and what every view must be: readable by everybody, light and dark, wide and narrow."""
+"""Tabs of one headless Chromium, and what every view must be: for everybody, light and dark, wide and narrow."""
 
 import itertools
 import json
@@ -120,7 +120,7 @@ class Tab:
         assert [text for text in told if not (self.expects_refusals and NETWORK.search(text))] == []
 
     def look(self, view: str, size: str) -> None:
-        """Screenshots of what is shown, in both themes, and no serious finding of axe in either; 360 pixels are enough."""
+        """Screenshots in both themes, no serious finding of axe in either, and 360 pixels are wide enough."""
         for theme in THEMES:
             self.call("emulateMedia", {"colorScheme": theme})
             self.until(f"document.documentElement.dataset.theme === '{theme}'")

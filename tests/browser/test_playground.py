@@ -176,6 +176,8 @@ def test_another_tab_gets_the_answer(tab: Tab) -> None:
     assert other.sees(".turn:nth-child(2) .question-text") == "And what are its fees?"
     elsewhere.sees(".thread .dot")
     assert tab.count(".turn") == 2
+    other.click(".turn:first-child >> text=Sources")
+    other.sees(".passage mark")
 
 
 def test_offline_in_mid_answer_and_back_is_one_whole_answer(tab: Tab, model: Gated, stack: Stack, user: User) -> None:
@@ -265,23 +267,19 @@ def test_the_keyboard_is_enough(tab: Tab, user: User) -> None:
     assert tab.evaluate("document.querySelector('#question').value") == ""
 
 
-def test_a_thread_is_found_again_with_its_older_turns(tab: Tab, stack: Stack, user: User) -> None:
-    ask(tab, "What is TON token?")
-    tab.until("location.hash.length > 10")
+def test_a_thread_is_found_again_with_its_older_turns(chromium: Browser, site: str, stack: Stack, user: User) -> None:
     with psycopg.connect(stack.database_url) as connection:
-        connection.execute(MORE_TURNS, [24, user.user_id])
+        connection.execute(TURNS, [user.user_id, uuid.uuid4()])
+    with chromium.tab(site) as tab:
+        sign_in(tab, user)
+        tab.click(".thread")
+        tab.until("document.querySelectorAll('.turn').length === 20")
+        assert tab.sees(".turn:last-child .question-text") == "Question 25"
+        tab.click("text=Load older")
 
-    tab.click("text=New chat")
-    tab.sees(".welcome h2")
-    tab.click(".thread")
-    tab.until("document.querySelectorAll('.turn').length === 20")
-    assert tab.sees(".turn:last-child .question-text") == "Question 24"
-    tab.click("text=Load older")
-
-    tab.until("document.querySelectorAll('.turn').length === 25")
-    assert tab.sees(".turn:first-child .question-text") == "What is TON token?"
-    tab.click(".turn:first-child >> text=Sources")
-    tab.sees(".passage mark")
+        tab.until("document.querySelectorAll('.turn').length === 25")
+        assert tab.sees(".turn:first-child .question-text") == "Question 1"
+        assert tab.count("text=Load older") == 0
 
 
 def test_the_consent_is_the_users_and_kept(tab: Tab, stack: Stack, user: User) -> None:
@@ -368,10 +366,9 @@ SPOILED = """
       localStorage[key] = JSON.stringify({...session, access_token: session.access_token + 'x', refresh_token: 'gone'})
     })()
 """
-MORE_TURNS = """
+TURNS = """
     insert into public.conversations (user_id, thread_id, message, response, status)
-    select user_id, thread_id, 'Question ' || number, 'Answer ' || number, 'complete'
-    from public.conversations, generate_series(1, %s) as number where user_id = %s
+    select %s, %s, 'Question ' || number, 'Answer ' || number, 'complete' from generate_series(1, 25) as number
 """
 
 
