@@ -29,6 +29,7 @@ from tests.infra import running
 from tests.stand_ins import Model, serving
 from tests.users import User
 
+pytestmark = pytest.mark.timeout(240)  # the first one brings the stack, and the browser where there is none
 PASSWORD = "correct horse battery"
 PIECES = ["TON is ", "the native coin ", "of The Open Network."]
 ATTACK = '<script>window.ran = 1</script><img src=x onerror="window.ran = 1"><svg/onload="window.ran = 1">'
@@ -330,7 +331,6 @@ def test_the_policy_allows_nothing_inline_and_no_other_origin(site: str) -> None
     assert httpx.get(f"{site}/nothing.js").status_code == 404
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_view_is_for_everybody(chromium: Browser, site: str, stack: Stack, user: User, size: str) -> None:
     with chromium.tab(site, size) as tab:
