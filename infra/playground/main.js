@@ -21,8 +21,9 @@ async function show(event) {
     app.classList.remove('booting')
     app.setAttribute('aria-busy', 'false')
     if (!user) return showSignIn()
-    place = enter()
     const { view, params } = current()
+    place = enter(view)
+    if (view.for === 'owner' && !user.isOwner) throw { code: 'forbidden', message: 'This is for the owner of the project.' }
     const { show: draw } = await view.load()
     if (signal.aborted) return
     await draw(place, { params, user, signal })
@@ -32,13 +33,12 @@ async function show(event) {
   }
 }
 
-/** The place of the view that the address names, in the frame of who is signed in. */
-function enter() {
+/** The view's place in the frame of who is signed in. */
+function enter(view) {
   if (frame?.userId !== user.id) {
     frame?.leave()
     frame = shell(app, user)
   }
-  const { view } = current()
   document.title = `${view.title} · Supabase AI gateway`
   return frame.enter(view)
 }

@@ -318,15 +318,17 @@ def test_the_page_of_a_static_host_talks_to_its_project(
         joined(tab)
         policy = tab.evaluate("document.querySelector('[http-equiv]').content")
 
-    assert f"connect-src 'self' {site} ws{site.removeprefix('http')};" in policy
+    assert f"connect-src 'self' {site} ws{site.removeprefix('http')}" in policy
 
 
 def test_the_policy_allows_nothing_inline_and_no_other_origin(site: str) -> None:
     policy = httpx.get(site).headers["content-security-policy"]
 
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    host = site.removeprefix("http://")
     assert "unsafe" not in policy and "http" not in policy and "*" not in policy
-    assert "require-trusted-types-for 'script'; trusted-types dompurify; frame-ancestors 'none'" in policy
+    assert "; require-trusted-types-for 'script'; trusted-types dompurify; " in policy
+    assert policy.endswith(f"; connect-src 'self' ws://{host} wss://{host}; frame-ancestors 'none'")
     assert httpx.get(f"{site}/vendor/supabase.js").headers["content-security-policy"] == policy
     assert httpx.get(f"{site}/nothing.js").status_code == 404
 
