@@ -283,6 +283,32 @@ def test_a_thread_is_found_again_with_its_older_turns(chromium: Browser, site: s
         assert tab.count("text=Load older") == 0
 
 
+def test_answers_that_are_not_whole_are_shown_as_such(chromium: Browser, site: str, stack: Stack, user: User) -> None:
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(UNFINISHED, [user.user_id, uuid.uuid4()])
+    with chromium.tab(site) as tab:
+        sign_in(tab, user)
+        tab.click(".thread")
+
+        assert "No answer was given" in tab.sees(".turn:nth-child(1) .failure")
+        assert "Broke off" in tab.sees(".turn:nth-child(2) .answer-note")
+        assert "Still being answered" in tab.sees(".turn:nth-child(3) .answer")
+        with psycopg.connect(stack.database_url) as connection:
+            finished = "update public.conversations set status = 'complete', response = 'Now.' where user_id = %s"
+            connection.execute(f"{finished} and status = 'pending'", [user.user_id])
+        tab.sees(".turn:nth-child(3) .answer-text >> text=Now.")
+
+
+def test_a_wrong_password_says_what_to_do(chromium: Browser, site: str, user: User) -> None:
+    with chromium.tab(site) as tab:
+        tab.expects_refusals = True
+        tab.fill("[name=email]", user.email)
+        tab.fill("[name=password]", PASSWORD)
+        tab.press("Enter")
+
+        assert "No account has this email and password" in tab.sees(".form-error:not(:empty)")
+
+
 def test_the_consent_is_the_users_and_kept(tab: Tab, stack: Stack, user: User) -> None:
     tab.go("#/settings")
     tab.click("[role=switch]")
@@ -367,6 +393,12 @@ SPOILED = """
       const session = JSON.parse(localStorage[key])
       localStorage[key] = JSON.stringify({...session, access_token: session.access_token + 'x', refresh_token: 'gone'})
     })()
+"""
+UNFINISHED = """
+    insert into public.conversations (user_id, thread_id, message, response, status)
+    select %s, %s, 'Question', response, status
+    from (values (1, '', 'failed'), (2, 'Half of', 'partial'), (3, '', 'pending')) as turns (id, response, status)
+    order by id
 """
 TURNS = """
     insert into public.conversations (user_id, thread_id, message, response, status)
