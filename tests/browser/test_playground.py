@@ -210,6 +210,9 @@ def test_a_model_that_is_down_says_so_and_is_asked_again_in_the_same_conversatio
     tab.click("text=Try again")
     tab.sees(".failure")
     assert conversations(stack, user, "status") == [("failed",)]
+    tab.until("location.hash.length > 10")
+    tab.call("reload")
+    assert "No answer was given" in tab.sees(".failure")
 
 
 def test_an_answer_that_is_stopped_keeps_what_was_said(tab: Tab, model: Gated, stack: Stack, user: User) -> None:

@@ -63,16 +63,20 @@ export async function show(place, { params, user, signal }) {
     try {
       const answered = await callSupabaseAI(supabase, turn.message, {
         ...at, threadId, signal: own.signal, idempotencyKey: turn.key,
-        onSources: (sources, ids) => { Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id }); if (!signal.aborted) seen.add(turn.id); drawSoon() },
+        onSources: (sources, ids) => {
+          Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id, threadId: ids?.threadId })
+          if (!signal.aborted) seen.add(turn.id)
+          drawSoon()
+        },
         onToken: (_, text) => { Object.assign(turn, { text, status: 'streaming' }); drawSoon() },
         onRestart: () => { turn.status = 'waiting'; drawSoon() },
       })
       settle(turn, { ...answered, status: 'complete' })
       told.textContent = `Answer: ${answered.response}`
-      adopt(answered.threadId)
     } catch (error) {
       told.textContent = fail(turn, error) ?? ''
     }
+    adopt(turn.threadId)
     drawSoon.cancel()
     keepingDown(scroller, view.draw)
     if (asking === own) { asking = null; input.busy(false) }
