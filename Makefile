@@ -8,7 +8,7 @@ ARCHITECTURE := x86_64
 PYTHON_VERSION := 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-realtime check package reset lock
+.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-realtime check package playground reset lock
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
 
 package: $(INSTALLED) ## the functions' zips for Lambda, into .local/package (ARCHITECTURE=arm64, PYTHON_VERSION=3.12)
 	@$(PYTHON) -m infra.aws.packaging --architecture $(ARCHITECTURE) --python $(PYTHON_VERSION)
+
+playground: $(INSTALLED) ## the page for a hosted project, into .local/playground (SUPABASE_URL=… SUPABASE_PUBLISHABLE_KEY=… FUNCTIONS_URL=…)
+	@$(PYTHON) -m infra.local.playground "$(SUPABASE_URL)" "$(SUPABASE_PUBLISHABLE_KEY)" $(FUNCTIONS_URL)
 
 reset: $(INSTALLED) ## delete the embedded stack's data
 	@$(PYTHON) -m infra.local reset
