@@ -80,19 +80,20 @@ class RuntimeApi:
     def __init__(self) -> None:
         self.address = self.url = ""
         self.connections = 0
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.waiting: asyncio.Queue[Invocation] = asyncio.Queue()
         self.current: Invocation | None = None
         self.init_error: dict[str, Any] | None = None
 
     def invoke(self, event: Mapping[str, Any], timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
-        """The function's result. Raises `FunctionError`, and `TimeoutError`."""
+        """The function's result, of a streamed one what comes to the same. Raises `FunctionError`, `TimeoutError`."""
+        assert self.loop
         return asyncio.run_coroutine_threadsafe(self._invoke(event), self.loop).result(timeout_seconds)
 
     async def serve_process(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection of the process."""
         self.connections += 1
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while True:
                 path, headers = await _head(reader)
                 writer.write(await self._answer(path, headers, reader, writer))
@@ -119,8 +120,12 @@ class RuntimeApi:
 
     async def _invoke(self, event: Mapping[str, Any]) -> Any:
         invocation = self._put(event)
-        await invocation.headers
-        return json.loads(await _whole(invocation.body()))
+        headers = await invocation.headers
+        whole = await _whole(invocation.body())
+        if headers.get("content-type") != STREAMED:
+            return json.loads(whole)
+        told, _, body = whole.partition(PRELUDE_END)
+        return {**json.loads(told), "body": body.decode()}
 
     def _put(self, event: Mapping[str, Any]) -> Invocation:
         invocation = Invocation(event)
@@ -157,6 +162,7 @@ def serving() -> Iterator[RuntimeApi]:
     front = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
 
     async def serve() -> None:
+        api.loop = asyncio.get_running_loop()
         back = await asyncio.start_server(api.serve_process, "127.0.0.1", 0)
         serving = asyncio.create_task(front.serve())
         while not front.started:  # noqa: ASYNC110  # uvicorn has nothing to wait for
@@ -166,7 +172,7 @@ def serving() -> Iterator[RuntimeApi]:
         await serving
         back.close()
 
-    thread = threading.Thread(target=api.loop.run_until_complete, args=[serve()], daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     ready.wait()
     try:
