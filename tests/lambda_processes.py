@@ -15,13 +15,7 @@ from infra.local.runtime_api import RuntimeApi
 from tests.benchmarks.gateway import processes
 
 HANDLER = "functions.{}.handler.handler"
-STREAM = str(ROOT / "infra/aws/stream.sh")
 BUFFERED, STREAMING = "awslambdaric", "streaming"
-# As Lambda starts AWS's own, and the wrapper, which it gives the command of AWS's own.
-RUNTIMES: dict[str, Sequence[str]] = {
-    BUFFERED: [sys.executable, "-m", "awslambdaric", "HANDLER"],
-    STREAMING: [STREAM, sys.executable, "/var/runtime/bootstrap.py"],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +35,38 @@ class LambdaProcess:
 
 @contextmanager
 def running(handler: str, runtime: str, environment: Mapping[str, str], log: Path) -> Iterator[LambdaProcess]:
-    """The handler under one of `RUNTIMES`, with nothing in its environment but this and what Lambda sets."""
-    with runtime_api.serving() as api:
-        told = {
-            "PATH": os.environ["PATH"],
-            "AWS_LAMBDA_RUNTIME_API": api.address,
-            "AWS_LAMBDA_FUNCTION_NAME": handler.split(".")[-3].replace("_", "-"),
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
-            "LAMBDA_TASK_ROOT": str(ROOT),
-            "_HANDLER": handler,
-        }
-        command = [handler if part == "HANDLER" else part for part in RUNTIMES[runtime]]
-        with processes.running(command, log, told | dict(environment)):
-            yield LambdaProcess(api, log)
+    """A handler of this repository under either runtime."""
+    with (
+        runtime_api.serving() as api,
+        started(api, command(handler, runtime, ROOT / "infra/aws/stream.sh"), handler, environment, log),
+    ):
+        yield LambdaProcess(api, log)
+
+
+def command(handler: str, runtime: str, stream: Path, python: str = sys.executable) -> Sequence[str]:
+    """As Lambda starts AWS's own runtime, or the script `stream`, which it gives the command of AWS's own."""
+    if runtime == BUFFERED:
+        return [python, "-m", "awslambdaric", handler]
+    return ["/bin/sh", str(stream), python, "/var/runtime/bootstrap.py"]
+
+
+@contextmanager
+def started(
+    api: RuntimeApi,
+    command: Sequence[str],
+    handler: str,
+    environment: Mapping[str, str],
+    log: Path,
+    folder: Path = ROOT,
+) -> Iterator[None]:
+    """A process in its folder, with nothing in its environment but this and what Lambda sets."""
+    told = {
+        "PATH": os.environ["PATH"],
+        "AWS_LAMBDA_RUNTIME_API": api.address,
+        "AWS_LAMBDA_FUNCTION_NAME": handler.split(".")[-3].replace("_", "-"),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "LAMBDA_TASK_ROOT": str(folder),
+        "_HANDLER": handler,
+    }
+    with processes.running(command, log, told | dict(environment), folder=folder):
+        yield
