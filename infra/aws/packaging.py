@@ -50,7 +50,7 @@ DROPPED = (
     "pydantic/v1/*",  # FastAPI's to refuse, where it is there: twenty milliseconds of a start
 )
 KEPT = (
-    *(f"botocore/data/{service}/*" for service in ("s3", "sqs", "ssm")),
+    *(f"botocore/data/{service}/*" for service in ("s3", "sqs")),
     *(f"botocore/data/{name}.json" for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration")),
     *("aws_lambda_powertools/utilities/__init__.py", "aws_lambda_powertools/utilities/jmespath_utils/*"),
     *("opentelemetry_*.dist-info/METADATA", "opentelemetry_*.dist-info/entry_points.txt"),  # its parts find each other
@@ -93,7 +93,7 @@ def main() -> int:
         return 1
     console.print(_table(written, target))
     if target.python == "3.11":
-        console.print("Lambda's python3.11 has glibc 2.26, google-re2 needs 2.27: for AWS take a newer --python.")
+        console.print("Lambda's python3.11 has glibc 2.26, these packages need 2.28: for AWS take a newer --python.")
     return 0
 
 
