@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # an import that fails is to be reported
@@ -97,11 +97,14 @@ class Stream:
         self._end("".join(f"{name}: {value}\r\n" for name, value in told.items()))
 
     def close(self) -> None:
-        """Hear what the Runtime API says of it, so that the connection can take the next request."""
+        """Hear that the Runtime API has it, so that the connection can take the next request."""
+        try:
+            if not self.is_lost:
+                self.http.getresponse().read()
+        except (OSError, HTTPException):
+            self.is_lost = True
         if self.is_lost:
             self.http.close()
-        else:
-            self.http.getresponse().read()
 
     def _begin(self, prelude: bytes) -> None:
         self.http.putrequest("POST", f"{ROOT}/invocation/{self.request_id}/response", skip_accept_encoding=True)
@@ -144,10 +147,10 @@ def main() -> None:
         _post_error(http, f"{ROOT}/init/error", error, "")
         sys.exit(1)
     while True:
-        answer_next(http, handler)
+        _answer_next(http, handler)
 
 
-def answer_next(http: HTTPConnection, handler: "Handler") -> None:
+def _answer_next(http: HTTPConnection, handler: "Handler") -> None:
     """Wait for an invocation, and answer it."""
     headers, content = _request(http, "GET", f"{ROOT}/invocation/next")
     request_id = headers["lambda-runtime-aws-request-id"]
@@ -157,7 +160,7 @@ def answer_next(http: HTTPConnection, handler: "Handler") -> None:
     _set_trace_id(headers.get("lambda-runtime-trace-id"))
     try:
         event = json.loads(content)
-        if is_function_url(event):
+        if _is_function_url(event):
             handler.loop.run_until_complete(_stream(http, handler, event, context))
             return
         answer = json.dumps(handler(event, context), ensure_ascii=False).encode()
@@ -168,7 +171,7 @@ def answer_next(http: HTTPConnection, handler: "Handler") -> None:
         _request(http, "POST", f"{ROOT}/invocation/{request_id}/response", answer)
 
 
-def is_function_url(event: Any) -> bool:
+def _is_function_url(event: Any) -> bool:
     """Whether an event is a request to the function's own URL, the only caller that streams."""
     request = event.get("requestContext") if isinstance(event, dict) else None
     return isinstance(request, dict) and ".lambda-url." in str(request.get("domainName"))
@@ -188,7 +191,8 @@ async def _stream(http: HTTPConnection, handler: "Handler", event: dict[str, Any
         if not stream.has_begun:
             raise
         _log("an answer broke off", error, requestId=context.aws_request_id)
-        stream.break_off(error)
+        if not stream.is_whole:
+            stream.break_off(error)
     finally:
         if stream.has_begun:
             stream.close()

@@ -1,6 +1,7 @@
 """A function of the tests' own: what it is asked, more than Lambda returns, and answers that break."""
 
 import base64
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,6 +28,7 @@ async def scope(request: Request, name: str) -> dict[str, Any]:
         "asgi": request.scope["asgi"],
         "event": request.scope["aws.event"],
         "body": base64.b64encode(await request.body()).decode(),
+        "trace_id": os.environ["_X_AMZN_TRACE_ID"],
         "memory": context.memory_limit_in_mb,
         "function": [context.function_name, context.invoked_function_arn],
         "has_time": 0 < context.get_remaining_time_in_millis() <= 30_000,
