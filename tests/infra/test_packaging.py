@@ -32,7 +32,9 @@ sys.path.insert(0, folder)
 for name in names:
     try:
         import_module(name)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != name or "." not in name:
+            raise
         module, _, attribute = name.rpartition(".")
         getattr(import_module(module), attribute)
 for service in ("s3", "sqs"):
@@ -177,6 +179,17 @@ def test_nothing_comes_along_that_no_function_reads(zipped: zipfile.ZipFile) -> 
     assert not [name for name in names if name.endswith("_command.py")]
     services = {name.split("/")[2] for name in names if name.startswith("botocore/data/") and name.count("/") > 2}
     assert services == {"s3", "sqs"}
+
+
+def test_files_that_a_module_reads_are_beside_it(zipped: zipfile.ZipFile) -> None:
+    readers = {"prompts": "shared/prompting.py", "evaluation_sets": "shared/evaluation.py"}
+    files = [file for file in (ROOT / "shared").rglob("*.*") if file.suffix not in (".py", ".pyc")]
+
+    names = set(zipped.namelist())
+
+    assert {file.parent.name for file in files} == set(readers)
+    for file in files:
+        assert (file.relative_to(ROOT).as_posix() in names) == (readers[file.parent.name] in names)
 
 
 def test_a_zip_says_nothing_of_who_made_it_and_when(zipped: zipfile.ZipFile) -> None:
