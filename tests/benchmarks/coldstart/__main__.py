@@ -56,6 +56,10 @@ class Case:
     def ms(self) -> float:
         return median(self.times)
 
+    @property
+    def least_ms(self) -> float:
+        return min(self.times)
+
 
 def main() -> int:
     """The command line."""
@@ -70,7 +74,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUTPUT) as folder:
         try:
             cases, megabytes = _run(Path(folder), arguments.rounds, console)
-        except (StackError, MigrationError, NotReady, NotInstalled, PackagingError, FunctionError) as error:
+        except (
+            StackError,
+            MigrationError,
+            NotReady,
+            NotInstalled,
+            PackagingError,
+            FunctionError,
+            TimeoutError,
+        ) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:
@@ -99,7 +111,7 @@ def _run(folder: Path, rounds: int, console: Console) -> tuple[list[Case], dict[
             cases += _functions(unpacked, stack, setting.fill(stack))
             for number in range(rounds + 1):
                 report(f"round {number} of {rounds}" if number else "a round that doesn't count")
-                for case in cases:
+                for case in cases[number % len(cases) :] + cases[: number % len(cases)]:
                     took = _start(case, python, stack.environment, folder)
                     case.times.extend([took] if number else [])
     return cases, megabytes
@@ -110,6 +122,8 @@ def _rivals(kept: Path, report: Report) -> Iterator[Case]:
         try:
             folder = environments.rival(name, kept)
         except NotInstalled as error:
+            if name in (BARE, EAGER):  # there is nothing to compare with
+                raise
             report(f"{rival.name}: can't be installed: {error}")
             continue
         yield Case(name, rival.name, folder, "rival.handler.handler", BUFFERED, _event("/answer", {}), 200)
@@ -172,29 +186,34 @@ def _streamed(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(cases: Sequence[Case], megabytes: Mapping[str, float]) -> Table:
     table = Table(title="From the process to its first answer, ms", title_justify="left", title_style="bold")
-    for heading in ("", "median", "minimum", "of bare", "of eager", "zip MB"):
+    for heading in ("", "median", "of bare", "of eager", "minimum", "of bare", "of eager", "zip MB"):
         table.add_column(heading, justify="right" if heading else "left")
-    known = {case.key: case.ms for case in cases}
+    known = {case.key: case for case in cases}
     for case in cases:
-        ratios = (f"{case.ms / known[base]:.2f}" if base in known else "" for base in (BARE, EAGER))
         size = megabytes.get(case.name)
-        table.add_row(case.name, f"{case.ms:.0f}", f"{min(case.times):.0f}", *ratios, f"{size:.1f}" if size else "")
+        medians = _cells(case.ms, known[BARE].ms, known[EAGER].ms)
+        minimums = _cells(case.least_ms, known[BARE].least_ms, known[EAGER].least_ms)
+        table.add_row(case.name, *medians, *minimums, f"{size:.1f}" if size else "")
     return table
 
 
+def _cells(ms: float, *bases: float) -> list[str]:
+    return [f"{ms:.0f}", *(f"{ms / base:.2f}" for base in bases)]
+
+
 def _targets(cases: Sequence[Case], megabytes: Mapping[str, float]) -> Iterator[str]:
-    known = {case.key: case.ms for case in cases}
-    ours = [case.ms for case in cases if case.name in megabytes]
-    aims = [("bare FastAPI", max(ours) / known[BARE], BARE_TIMES), ("eager", max(ours) / known[EAGER], EAGER_TIMES)]
-    for base, times, most in aims:
-        yield f"Slowest function: {times:.2f} times {base}, {'met' if times <= most else 'missed'}: at most {most}."
+    known, ours = {case.key: case for case in cases}, [case for case in cases if case.name in megabytes]
+    for base, most in ((known[BARE], BARE_TIMES), (known[EAGER], EAGER_TIMES)):
+        times, least = max(case.ms for case in ours) / base.ms, max(case.least_ms for case in ours) / base.least_ms
+        found = f"{times:.2f} by median, {least:.2f} by minimum"
+        yield f"Slowest function, of {base.name}: {found}; at most {most}: {'met' if times <= most else 'missed'}."
     largest = max(megabytes.values())
-    yield f"Largest zip: {largest:.1f} MB, {'met' if largest <= ZIP_MB else 'missed'}: at most {ZIP_MB:.0f}."
+    yield f"Largest zip: {largest:.1f} MB; at most {ZIP_MB:.0f}: {'met' if largest <= ZIP_MB else 'missed'}."
 
 
 def _figures(cases: Sequence[Case], megabytes: Mapping[str, float]) -> dict[str, float]:
     figures = {f"ms_{case.key}": round(case.ms, 1) for case in cases}
-    figures |= {f"ms_{case.key}_min": round(min(case.times), 1) for case in cases}
+    figures |= {f"ms_{case.key}_min": round(case.least_ms, 1) for case in cases}
     return figures | {f"zip_mb_{name.replace('-', '_')}": round(size, 2) for name, size in megabytes.items()}
 
 
