@@ -80,12 +80,12 @@ RIVALS = {
 
 def interpreter(folder: Path) -> Path:
     """A Python of this version that has nothing but awslambdaric, as Lambda's; made unless it is there."""
-    python = folder / f"python{PYTHON}/bin/python"
-    if not python.exists():
-        _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(python.parents[1])])
+    made = folder / f"python{PYTHON}"
+    python, packages = made / "bin/python", made / f"lib/python{PYTHON}/site-packages"
+    if not (packages / "awslambdaric").exists():
+        _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(made)])
         _install(["awslambdaric"], ("--python", str(python), *LOCKED))
-        site = next(python.parents[1].glob("lib/*/site-packages"))
-        _compile(site)
+        _compile(packages)
     return python
 
 
