@@ -105,7 +105,12 @@ def _run(folder: Path, rounds: int, console: Console) -> tuple[list[Case], dict[
     cases = list(_rivals(kept, report))
     with setting.upstream(folder, 0, 0) as upstream:
         report("starting the embedded stack")
-        environment = {**setting.SETTINGS, **setting.at(upstream), "CACHE_SECONDS": "0"}
+        environment = {
+            **setting.SETTINGS,
+            **setting.at(upstream),
+            "CACHE_SECONDS": "0",
+            "ANONYMOUS_TURNS_PER_MINUTE": "1000",
+        }
         parts = {"postgres", "lite", "gateway"}
         with Stack(folder, environment=environment, only=parts, preferred_ports={}) as stack:
             cases += _functions(unpacked, stack, setting.fill(stack))
