@@ -1,5 +1,7 @@
 """Chat completions, models and errors as OpenAI's clients know them, over ai-with-rag's answers.
 
+https://platform.openai.com/docs/api-reference/chat/object has the shapes.
+
 The last message is the question; those before it are data in its prompt. A system message is anybody's text, as all of
 a request is: it is looked at for secrets and goes no further, so that nobody's instructions stand beside the gateway's.
 """
@@ -12,14 +14,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from openai.types import CompletionUsage, Model
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat.chat_completion import Choice
-from openai.types.chat.chat_completion_chunk import Choice as Piece
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
-from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from postgrest import AsyncPostgrestClient
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model_validator
 
 from shared import answer_cache, cited_answers, errors, guards
 from shared.cited_answers import Draft, Label, Question, Selection
@@ -42,6 +38,8 @@ from shared.quotas import Quota
 from shared.routing import Router
 from shared.telemetry import Trace
 from shared.wire import CitedDone, Failure, Flag, Token, TokenSource, TokenSources, TokenUsage, Wire
+
+Finish = Literal["stop", "length"]
 
 ROUTE = "ai-with-rag"  # the model that is whichever the gateway would ask; also the one of answers that needed none
 ROUTED = {ROUTE, "default"}
@@ -150,25 +148,66 @@ class Chat(Selection):
         return min((limit for limit in (self.max_tokens, self.max_completion_tokens) if limit), default=None)
 
 
-class Completion(ChatCompletion):
-    """A whole answer, with what it stands on and its price beside what OpenAI's API has."""
-
-    sources: list[TokenSource]
-    citations: list[int]
-    flags: list[Flag]
-    cost_usd: float
+class Said(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
 
 
-class Chunk(ChatCompletionChunk):
-    """A piece of an answer: the first has the sources, the one with the finish reason the rest."""
+class Choice(BaseModel):
+    """The one answer there is: whole as `message`, a piece of it as `delta`."""
 
+    index: int = 0
+    message: Said | None = None
+    delta: Said | None = None
+    finish_reason: Finish | None = None
+    logprobs: None = None
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class ReasoningTokens(BaseModel):
+    reasoning_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens
+
+
+class Completion(BaseModel):
+    """An answer, or a chunk of one, with what it stands on and its price beside what OpenAI's API has.
+
+    The first chunk has the sources, the one with the finish reason the rest. Only fields that are set are for the wire.
+    """
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
     sources: list[TokenSource] | None = None
     citations: list[int] | None = None
     flags: list[Flag] | None = None
     cost_usd: float | None = None
 
 
-class ModelList(Wire):
+class Model(BaseModel):
+    """One that a request may name; since when there is such a one, nobody knows."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+
+
+class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Model]
 
@@ -191,9 +230,9 @@ async def prepare(
 
 
 async def whole(clients: Clients, draft: Draft, deadline: Deadline, trace: Trace) -> Completion:
-    """The whole answer; only the fields that are set are for the wire."""
+    """The whole answer."""
     answer = await cited_answers.whole(clients, draft, deadline, trace)
-    message = ChatCompletionMessage(role="assistant", content=answer.response, refusal=None)
+    message = Said(role="assistant", content=answer.response, refusal=None)
     return Completion(
         id=_id(draft),
         object="chat.completion",
@@ -227,13 +266,13 @@ async def chunks(
         async for _, told in events:
             match told:
                 case TokenSources():
-                    yield _frame(head, [_piece(ChoiceDelta(role="assistant", content=""))], sources=told.sources)
+                    yield _frame(head, [_piece(Said(role="assistant", content=""))], sources=told.sources)
                 case Token():
-                    yield _frame(head, [_piece(ChoiceDelta(content=told.token))])
+                    yield _frame(head, [_piece(Said(content=told.token))])
                 case CitedDone():
                     head["model"] = told.model or ROUTE
                     checked = {"citations": told.citations, "flags": told.flags, "cost_usd": told.usage.cost_usd}
-                    yield _frame(head, [_piece(ChoiceDelta(), _finish(draft, told.usage))], **checked)
+                    yield _frame(head, [_piece(Said(), _finish(draft, told.usage))], **checked)
                     if with_usage:
                         yield _frame(head | {"usage": _usage(told.usage)}, [])
                     yield "data: [DONE]\n\n"
@@ -245,7 +284,7 @@ async def chunks(
 async def list_models(router: Router) -> ModelList:
     """The route itself, and the models a request may name."""
     owners = {ROUTE: ROUTE} | {name: model.provider for name, model in (await router.known()).items()}
-    return ModelList(data=[_model(name, owner) for name, owner in owners.items()])
+    return ModelList(data=[Model(id=name, owned_by=owner) for name, owner in owners.items()])
 
 
 async def read_model(router: Router, name: str) -> Model:
@@ -266,13 +305,13 @@ def error(error: GatewayError, _: str) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code or error.code}}
 
 
-def _frame(head: dict[str, Any], choices: list[Piece], **more: Any) -> str:
-    chunk = Chunk(choices=choices, **head, **more)
+def _frame(head: dict[str, Any], choices: list[Choice], **more: Any) -> str:
+    chunk = Completion(choices=choices, **head, **more)
     return f"data: {chunk.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
 
 
-def _piece(delta: ChoiceDelta, finish_reason: Literal["stop", "length"] | None = None) -> Piece:
-    return Piece(index=0, delta=delta, finish_reason=finish_reason, logprobs=None)
+def _piece(delta: Said, finish_reason: Finish | None = None) -> Choice:
+    return Choice(index=0, delta=delta, finish_reason=finish_reason, logprobs=None)
 
 
 def _id(draft: Draft) -> str:
@@ -280,20 +319,16 @@ def _id(draft: Draft) -> str:
     return f"chatcmpl-{draft.call.id.replace('-', '')}"
 
 
-def _finish(draft: Draft, usage: TokenUsage) -> Literal["stop", "length"]:
+def _finish(draft: Draft, usage: TokenUsage) -> Finish:
     """An answer that has used up its tokens was cut off."""
     return "length" if usage.output_tokens >= draft.route.answer_tokens else "stop"
 
 
-def _usage(usage: TokenUsage) -> CompletionUsage:
-    return CompletionUsage(
+def _usage(usage: TokenUsage) -> Usage:
+    return Usage(
         prompt_tokens=usage.input_tokens,
         completion_tokens=usage.output_tokens,
         total_tokens=usage.input_tokens + usage.output_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=usage.reasoning_tokens),
+        prompt_tokens_details=CachedTokens(cached_tokens=usage.cached_tokens),
+        completion_tokens_details=ReasoningTokens(reasoning_tokens=usage.reasoning_tokens),
     )
-
-
-def _model(name: str, owner: str) -> Model:
-    return Model(id=name, object="model", created=0, owned_by=owner)  # nobody knows since when

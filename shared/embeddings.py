@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
-import openai
 from pydantic import SecretStr
 
 from shared.errors import EmbeddingUnavailable, GatewayError, InvalidRequest, Misconfigured
@@ -214,7 +213,7 @@ async def _ask(embedder: Embedder, texts: Sequence[str], kind: Kind) -> list[Any
             with model_span("embeddings", embedder.server[0], embedder.name, embedder.server[1]):
                 async with asyncio.timeout(ATTEMPT_SECONDS[kind]):
                     return await embedder.ask(embedder.name, prefixed, options)
-        except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             response = getattr(error, "response", None)
             pause = _pause(response, attempt)
             if pause is None:

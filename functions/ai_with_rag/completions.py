@@ -1,10 +1,9 @@
 """ai-with-rag for clients of OpenAI's API: the same answers as chat completions, and the models there are."""
 
 from fastapi import APIRouter, Request, Response
-from openai.types import Model
 
 from shared import answer_cache, chat_completions, quotas, web
-from shared.chat_completions import Chat, Completion, ModelList
+from shared.chat_completions import Chat, Completion, Model, ModelList
 from shared.web import AnybodyOf, AnybodysDatabaseOf, ClientsOf
 
 router = APIRouter()

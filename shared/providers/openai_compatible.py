@@ -1,7 +1,13 @@
-"""Chat and embeddings on the OpenAI wire shape: OpenAI itself, Together, Groq, vLLM, llama.cpp, Ollama and others."""
+"""Chat and embeddings on the OpenAI wire shape: OpenAI itself, Together, Groq, vLLM, llama.cpp, Ollama and others.
 
+https://platform.openai.com/docs/api-reference/chat, without OpenAI's SDK: its import is half of a function's cold
+start, its types take 6 ms for a vector, and when to ask again is ours to say.
+"""
+
+import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -10,13 +16,12 @@ from time import time
 from typing import Any, TypeGuard
 
 import httpx
-import openai
-from openai import AsyncOpenAI
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
 from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
+from shared.providers.event_streams import events
 
-# What the SDK raises over an answer that isn't the API's: it doesn't validate what it parses.
+# What is raised over an answer that isn't the API's.
 GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 # What a model's name says of how it is asked, the first that fits: its name for the limit of an answer, and settings.
 # OpenAI's models that reason refuse `max_tokens`, and any temperature but their own.
@@ -57,35 +62,35 @@ TOO_LONG = re.compile(r"context|too (?:long|large)|maximum|tokens", re.IGNORECAS
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server by its key. Streams and errors are the SDK's; a whole answer is asked for past it.
-
-    When to ask again is ours to say, and that apart its `post` makes the same request, with copies of it for each try
-    and headers about the platform: with a fast model they take longer than the rest of the call.
-    """
+    """A server by its key."""
 
     http: httpx.AsyncClient
     base_url: str
     headers: Mapping[str, str] = field(repr=False)
-    sdk: AsyncOpenAI
 
     @classmethod
     def open(cls, http: httpx.AsyncClient, base_url: str, key: SecretStr) -> "Server":
-        secret = key.get_secret_value()
-        sdk = AsyncOpenAI(base_url=base_url, api_key=secret, http_client=http, max_retries=0)
-        return cls(http, base_url.rstrip("/"), {"authorization": f"Bearer {secret}"}, sdk)
+        return cls(http, base_url.rstrip("/"), {"authorization": f"Bearer {key.get_secret_value()}"})
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_seconds: float | None = None) -> Any:
-        """The answer's JSON. Raises httpx's errors, the SDK's for a status that is none of success, and `GARBAGE`."""
+        """The answer's JSON. Raises httpx's errors, for a status that is none of success too, and `GARBAGE`."""
         limit = httpx.USE_CLIENT_DEFAULT if timeout_seconds is None else timeout_seconds
         response = await self.http.post(self.base_url + path, json=body, headers=self.headers, timeout=limit)
-        if response.is_success:
-            return response.json()
-        try:
-            told = response.json()
-        except (ValueError, RecursionError):
-            told = None
-        error = told.get("error", told) if isinstance(told, dict) else told
-        raise openai.APIStatusError(f"status {response.status_code}", response=response, body=error)
+        return response.raise_for_status().json()
+
+    async def stream(self, path: str, body: Mapping[str, Any], timeout_seconds: float) -> AsyncGenerator[Any, None]:
+        """The JSON of each event, up to `[DONE]`. Raises what `post` does."""
+        url, headers = self.base_url + path, {**self.headers, "accept": "text/event-stream"}
+        async with self.http.stream("POST", url, json=body, headers=headers, timeout=timeout_seconds) as response:
+            if not response.is_success:
+                await response.aread()
+                response.raise_for_status()
+            async with aclosing(events(response)) as told:
+                async for _, data in told:
+                    if data.startswith("[DONE]"):
+                        return
+                    if data:
+                        yield json.loads(data)
 
 
 def connect(http: httpx.AsyncClient, base_url: str, key: SecretStr) -> Chat:
@@ -107,7 +112,7 @@ async def generate(server: Server, ask: Ask) -> Said:
         model = answer.get("model")
         named = model if isinstance(model, str) else None
         return Said(clean(text), finish == "length", read_usage(answer.get("usage")), named)
-    except (openai.OpenAIError, httpx.HTTPError, *GARBAGE) as error:
+    except (httpx.HTTPError, *GARBAGE) as error:
         raise _failed(error) from error
 
 
@@ -118,16 +123,18 @@ async def stream(server: Server, ask: Ask) -> AsyncGenerator[str | Usage, None]:
     """
     finish: str | None = None
     usage: Usage | None = None
+    body = {**_request(ask), "stream": True, "stream_options": {"include_usage": True}}
     try:
-        async with await server.sdk.chat.completions.create(
-            **_request(ask), timeout=ask.timeout_seconds, stream=True, stream_options={"include_usage": True}
-        ) as chunks:
+        async with aclosing(server.stream("/chat/completions", body, ask.timeout_seconds)) as chunks:
             async for chunk in chunks:
-                if chunk.choices and (piece := clean(chunk.choices[0].delta.content)):
+                if chunk.get("error"):
+                    raise _error(chunk)
+                choice = chunk["choices"][0] if chunk["choices"] else {}
+                if piece := clean((choice.get("delta") or {}).get("content")):
                     yield piece
-                finish = finish or (chunk.choices[0].finish_reason if chunk.choices else None)
-                usage = read_usage(chunk.usage) or _groqs_usage(chunk) or usage
-    except (openai.OpenAIError, httpx.HTTPError, *GARBAGE) as error:  # the SDK leaves errors in mid-stream as they are
+                finish = finish or choice.get("finish_reason")
+                usage = read_usage(chunk.get("usage")) or _groqs_usage(chunk) or usage
+    except (httpx.HTTPError, *GARBAGE) as error:
         raise _failed(error) from error
     if not finish or finish == "content_filter":
         raise ProviderFailed(Failure.UNACCEPTABLE if finish else Failure.FAILING, "broken off")
@@ -145,7 +152,7 @@ def embedder(
 async def embed(server: Server, model: str, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
     """The texts' vectors in their order, as they came: nobody has looked at their numbers.
 
-    Raises what `Server.post` does. The SDK's own types would take 6 ms for a vector of 1536 numbers.
+    Raises what `Server.post` does.
     """
     body = {"model": model, "input": list(texts), "encoding_format": "float", **options}
     answer = await server.post("/embeddings", body)
@@ -190,15 +197,13 @@ def _request(ask: Ask) -> dict[str, Any]:
     return {"model": ask.model, "messages": list(ask.messages), limit: ask.max_tokens, **settings}
 
 
-def _groqs_usage(chunk: BaseModel) -> Usage | None:
+def _groqs_usage(chunk: Mapping[str, Any]) -> Usage | None:
     """Groq's older place for it, in the last piece."""
-    return read_usage(_fields((chunk.model_extra or {}).get("x_groq")).get("usage"))
+    return read_usage(_fields(chunk.get("x_groq")).get("usage"))
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """An object's fields, those that the SDK doesn't know too; none where it is no object."""
-    if isinstance(value, BaseModel):
-        return value.__dict__ | (value.model_extra or {})
+    """An object's fields; none where it is no object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -212,14 +217,21 @@ def _part(count: Any, whole: int) -> int:
 
 
 def _failed(error: Exception) -> ProviderFailed:
-    if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return ProviderFailed(Failure.LATE)
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, httpx.HTTPStatusError):
         response = error.response
-        return _refusal(error.status_code, str(error.code), response.text, retry_after(response))
-    if isinstance(error, openai.APIError) and error.body:
-        return _error(error.body)
+        return _refusal(response.status_code, str(_code(response)), response.text, retry_after(response))
     return ProviderFailed(Failure.FAILING, type(error).__name__)
+
+
+def _code(response: httpx.Response) -> Any:
+    """An error's code; None where its body is none of the API's."""
+    try:
+        told = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return _fields(_fields(told).get("error") or told).get("code")
 
 
 def _error(body: Any) -> ProviderFailed:

@@ -1,7 +1,6 @@
 """Chat on Replicate's wire: a prediction is created, then looked at until it is over or read as it streams."""
 
 import asyncio
-import codecs
 import json
 import math
 import re
@@ -9,13 +8,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from io import IncrementalNewlineDecoder
 from typing import Any
 
 import anyio
 import httpx
 from pydantic import SecretStr
 
+from shared.providers import event_streams
 from shared.providers.chat import JOB_SECONDS, Ask, Chat, Failure, ProviderFailed, Said, Usage
 from shared.providers.openai_compatible import clean
 
@@ -261,33 +260,16 @@ async def _pieces(account: Account, ask: Ask, prediction: Prediction) -> AsyncGe
 
 
 async def _events(account: Account, ask: Ask, prediction: Prediction) -> AsyncGenerator[tuple[str, str], None]:
-    """Each event's name and data. A last one without its empty line was cut off, and is none."""
+    """Each event's name and data."""
     url = httpx.URL(prediction.urls["stream"])
     headers = {"Accept": "text/event-stream", **_authorization(account, url)}
     async with account.http.stream("GET", url, headers=headers, timeout=ask.timeout_seconds) as answer:
         if not answer.is_success:
             await answer.aread()
             raise _refusal(answer)
-        event, data = "", list[str]()
-        async for line in _lines(answer):
-            name, _, value = line.partition(":")
-            if name == "event":
-                event = value.removeprefix(" ")
-            elif name == "data":
-                data.append(value.removeprefix(" "))
-            elif not line:
-                yield event, "\n".join(data)
-                event, data = "", []
-
-
-async def _lines(answer: httpx.Response) -> AsyncGenerator[str, None]:
-    """Lines as server-sent events have them: httpx's end at U+2028 too, of which a model is free to speak."""
-    decoder = IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
-    rest = ""
-    async for chunk in answer.aiter_bytes():
-        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
-        for line in lines:
-            yield line
+        async with aclosing(event_streams.events(answer)) as events:
+            async for event in events:
+                yield event
 
 
 async def _call(
