@@ -16,7 +16,7 @@ const QUEUES = ["AiFinance", "DeployModel", "ExportTrainingData"];
 const MINUTES = 60;
 
 module.exports = async ({ resolveConfigurationProperty, resolveVariable }) => {
-  const email = await resolveVariable("param:alarm-email");
+  const email = await resolveVariable("self:custom.stage.alarm_email");
   const namespace = `SupabaseAiGateway/${await resolveVariable("sls:stage")}`;
   const alarms = {};
   for (const [name, known] of Object.entries(FUNCTIONS)) {
