@@ -20,7 +20,8 @@ import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.aws import stages
-from infra.aws.stages import ROOT, SERVICE, Stage, StageError
+from infra.aws.packaging import FOLDER, FUNCTIONS, ROOT, STREAMING
+from infra.aws.stages import SERVICE, Stage, StageError
 from infra.local.parts import node
 
 OSLS = ROOT / "node_modules/.bin/osls"
@@ -85,7 +86,7 @@ def rollback(stage: Stage, to: str | None, say: Say) -> dict[str, str]:
         known = ", ".join(f"{each} ({_moment(each)})" for each in there)
         raise StageError(f"There is no such deployment to go back to; kept are {known}, of which {now} is in use.")
     say(f"Back from {_moment(now)} to {_moment(wanted)}")
-    file = stage.write({"runtime": "python3.13", "architecture": "x86_64"}, stages.PACKAGES)  # the old ones count
+    file = stage.write({"runtime": "python3.13", "architecture": "x86_64"}, FOLDER)  # the old ones count
     _osls(stage, file, "rollback", "--timestamp", wanted)
     outputs = outputs_of(stage)
     try_out(stage, outputs["HttpApiUrl"])
@@ -117,7 +118,7 @@ def package(stage: Stage) -> Path:
     """The functions' zips; gives their folder. Raises `StageError`."""
     architecture = stage.deployment("ARCHITECTURE")
     _run([sys.executable, "-m", "infra.aws.packaging", "--architecture", architecture], os.environ)
-    return stages.PACKAGES / architecture
+    return FOLDER / architecture
 
 
 def ship(stage: Stage, packages: Path) -> dict[str, str]:
@@ -184,8 +185,8 @@ def try_out(stage: Stage, url: str) -> None:
 
 def shown(outputs: Mapping[str, str]) -> dict[str, str]:
     """What of the outputs somebody needs."""
-    functions = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in stages.FUNCTIONS}
-    streams = {f"{name} (streams)": outputs[f"{_normalised(name)}LambdaFunctionUrl"] for name in stages.FUNCTIONS[:2]}
+    functions = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in FUNCTIONS}
+    streams = {f"{name} (streams)": outputs[f"{normalised(name)}LambdaFunctionUrl"] for name in sorted(STREAMING)}
     rest = {name: outputs[name] for name in ("TrainingBucket", "DashboardUrl")}
     return {**functions, **streams, **rest}
 
@@ -226,7 +227,7 @@ def _stack(stage: Stage) -> str:
     return f"{SERVICE}-{stage.name}"
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
     """A function's name as osls writes it in a template."""
     return name[0].upper() + name[1:].replace("-", "Dash")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,8 @@ import httpx
 from rich.console import Console
 
 from infra.aws import deploying, stages
-from infra.aws.stages import SERVICE, Stage, StageError
+from infra.aws.packaging import FUNCTIONS
+from infra.aws.stages import Stage, StageError
 from infra.local import parts, ports, stack
 from infra.local.__main__ import FOLDER, load_knowledge
 from infra.local.migrations import MigrationError
@@ -96,7 +97,7 @@ def deploy(environment: Mapping[str, str], packages: Path) -> dict[str, str]:
     to = stage(environment)
     deploying.check_settings(to)
     ssm = boto3.client("ssm")
-    for name in {name for function in stages.FUNCTIONS for name in to.parameters(function)} & environment.keys():
+    for name in {name for function in FUNCTIONS for name in to.parameters(function)} & environment.keys():
         path = f"{to.path}/{name}"
         ssm.put_parameter(Name=path, Value=environment[name], Type="SecureString", Overwrite=True)
     deploying.check_parameters(to)
@@ -140,14 +141,10 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """With the functions' processes, which are of its group."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):  # then the next line ends it
         process.wait(stack.STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):  # its group is empty, as it should be
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -2,8 +2,8 @@
 
 What isn't secret stands in `.env.<stage>`, as `.env.example` names it, beside `AWS_REGION`, `ARCHITECTURE`,
 `CONCURRENCY` and `ALARM_EMAIL`, which are the deployment's own. So a template can be made, and looked at, without an
-account. Secrets are in AWS's parameter store alone, each under `/supabase-ai-gateway/<stage>/<NAME>`; a function is told
-the names of its own.
+account. Secrets are in AWS's parameter store alone, each under `/supabase-ai-gateway/<stage>/<NAME>`; a function is
+told the names of its own.
 """
 
 import json
@@ -17,13 +17,11 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from infra.aws.packaging import FUNCTIONS, ROOT
 from shared import routing
 from shared.settings import Settings
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ROOT / ".local/package"
 SERVICE = "supabase-ai-gateway"
-FUNCTIONS = ("ai-finance", "ai-with-rag", "deploy-model", "export-training-data")
 # Beside the keys of all models: whatever function opens its clients opens those of the chain.
 COMMON = ("SUPABASE_SECRET_KEY", "SUPABASE_JWT_SECRET", "MODEL_API_KEY", "EMBEDDING_API_KEY")
 OWN = {
