@@ -7,13 +7,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import jwt
 
 from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
 
 ASYMMETRIC = {"EC": "ES256", "RSA": "RS256"}
 KEYS_FRESH_SECONDS = 600  # Supabase's own edge caches the key set as long
@@ -65,7 +67,7 @@ class Verifier:
 
     settings: Settings
     http: httpx.AsyncClient
-    keys: dict[str, jwt.PyJWK] = field(default_factory=dict)
+    keys: "dict[str, PyJWK]" = field(default_factory=dict)
     fetched_at: float = float("-inf")
     is_reachable: bool = True
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -99,6 +101,8 @@ class Verifier:
         caller, until = self.believed.get(token, (None, 0))
         if caller and time.time() < until:
             return caller
+        import jwt  # 45 ms, with cryptography, that a visitor's cold start and a queue's don't pay
+
         try:
             header = jwt.get_unverified_header(token)
             claims = await self._decode(token, header.get("alg", ""), header.get("kid", ""))
@@ -131,7 +135,9 @@ class Verifier:
         return kinds[0] if kinds else None
 
     async def _decode(self, token: str, algorithm: str, key_id: str) -> dict[str, Any]:
-        key: jwt.PyJWK | str
+        import jwt
+
+        key: PyJWK | str
         if algorithm == "HS256" and self.settings.supabase_jwt_secret:
             key = self.settings.supabase_jwt_secret.get_secret_value()
         elif algorithm in ASYMMETRIC.values():
@@ -151,7 +157,9 @@ class Verifier:
         )
         return claims
 
-    async def _key(self, key_id: str) -> jwt.PyJWK:
+    async def _key(self, key_id: str) -> "PyJWK":
+        from jwt import InvalidKeyError
+
         if self.settings.supabase_jwks is not None:
             self.keys = self.keys or _signing_keys(self.settings.supabase_jwks)
         elif self._is_stale(key_id):
@@ -161,7 +169,7 @@ class Verifier:
         if key_id in self.keys:
             return self.keys[key_id]
         if self.is_reachable:
-            raise jwt.InvalidKeyError("no key of this id")
+            raise InvalidKeyError("no key of this id")
         raise Unavailable("The project's signing keys can't be fetched: try again.")
 
     def _is_stale(self, key_id: str) -> bool:
@@ -189,8 +197,10 @@ def _user_id(claims: dict[str, Any]) -> int | None:
     return int(claimed) if re.fullmatch(r"[0-9]{1,18}", claimed, re.ASCII) else None
 
 
-def _signing_keys(key_set: dict[str, Any]) -> dict[str, jwt.PyJWK]:
+def _signing_keys(key_set: dict[str, Any]) -> "dict[str, PyJWK]":
     """The set's usable keys by id; RFC 7517 has us pass over the others."""
+    import jwt
+
     keys = {}
     for entry in key_set.get("keys", []):
         if entry.get("kty") in ASYMMETRIC and entry.get("kid"):

@@ -1,16 +1,18 @@
 """What a process keeps between requests: its settings, one HTTP client, and the clients that borrow it."""
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import httpx
 
-from shared import connections
+from shared import connections, settings
 from shared.auth import Verifier
 from shared.embeddings import Embedder
+from shared.parameters import Parameters
 from shared.routing import Router
-from shared.settings import Settings, load
+from shared.settings import Settings
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
 TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
@@ -18,7 +20,7 @@ TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Open once a process; nothing in it belongs to a caller."""
+    """Open as long as its settings are good; nothing in it belongs to a caller."""
 
     settings: Settings
     http: httpx.AsyncClient
@@ -27,8 +29,8 @@ class Clients:
     embedder: Embedder
 
     @classmethod
-    def open(cls, settings: Settings) -> "Clients":
-        http = connections.tuned(httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT))
+    def open(cls, settings: Settings, http: httpx.AsyncClient | None = None) -> "Clients":
+        http = http or _http()
         return cls(
             settings=settings,
             http=http,
@@ -38,13 +40,38 @@ class Clients:
         )
 
 
-@cache
-def kept() -> Clients:
-    """This process's own. Raises `Misconfigured`, again with every call until it no longer has to.
+@dataclass(slots=True)
+class Keeper:
+    """The process's clients, and the secrets they were opened with."""
 
-    What is in memory by now, the modules above all, stays: the garbage collector needn't look through it again, for
+    http: httpx.AsyncClient
+    parameters: Parameters | None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    clients: Clients | None = None
+
+    async def kept(self) -> Clients:
+        secrets = await self.parameters.read() if self.parameters else self.secrets
+        if self.clients is None or secrets != self.secrets:
+            settings.keep(secrets)
+            self.clients, self.secrets = Clients.open(settings.load(), self.http), secrets
+            gc.freeze()
+        return self.clients
+
+
+async def kept() -> Clients:
+    """This process's own, and others once its secrets have changed. Raises `Misconfigured` until it no longer has to.
+
+    What is in memory by then, the modules above all, stays: the garbage collector needn't look through it again, for
     which it would stop a request every now and then.
     """
-    clients = Clients.open(load())
-    gc.freeze()
-    return clients
+    return await keeper().kept()
+
+
+@cache
+def keeper() -> Keeper:
+    http, names = _http(), settings.parameter_names()
+    return Keeper(http, Parameters(names, settings.aws_account(), http) if names else None)
+
+
+def _http() -> httpx.AsyncClient:
+    return connections.tuned(httpx.AsyncClient(limits=LIMITS, timeout=TIMEOUT))

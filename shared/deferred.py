@@ -94,7 +94,7 @@ async def answer(
 
 async def consume(delivery: Delivery) -> None:
     """The worker's part: whatever stands in a message of ai-finance's queue. Raises what makes it come again."""
-    clients, body = kept(), _object(delivery.body)
+    clients, body = await kept(), _object(delivery.body)
     if "work" in body:
         await _finish(clients, _work(body["work"]), delivery)
     elif "job" in body:

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -19,11 +21,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import Misconfigured
 
 Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(lambda url: url.rstrip("/"))]
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_PARAMETERS: dict[str, str] = {}  # settings from the Parameter Store, by their names
 Usd = Annotated[Decimal | None, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -74,10 +77,10 @@ def _needed_without_a_chain(value: str | None, info: ValidationInfo) -> str | No
     return value
 
 
-class Settings(BaseSettings):
-    """Every setting of every function; secrets never show in a repr."""
+class Settings(BaseModel):
+    """Every setting of every function, by its variable's name; secrets never show in a repr."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(alias_generator=str.upper, protected_namespaces=())
 
     supabase_url: Url
     supabase_publishable_key: str = Field(
@@ -173,11 +176,30 @@ class Settings(BaseSettings):
     gate_concurrency: int = Field(4, ge=1, le=64)
 
 
-@cache
+@dataclass(frozen=True, slots=True)
+class ParameterNames:
+    """The settings that stand in SSM's Parameter Store, each at `path/NAME`, and for how long they are good."""
+
+    path: str
+    names: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AwsAccount:
+    """Who asks SSM, and where it is: Lambda sets all of it."""
+
+    ssm_url: str
+    region: str
+    access_key_id: str
+    secret_access_key: SecretStr
+    session_token: SecretStr | None
+
+
 def load() -> Settings:
-    """The process's settings. Raises `Misconfigured`, naming all that is missing or malformed."""
+    """The settings as they are now. Raises `Misconfigured`, naming all that is missing or malformed."""
     try:
-        return Settings()  # type: ignore[call-arg]  # the environment fills the fields
+        return Settings.model_validate({name: value for name, value in _variables().items() if value})
     except ValidationError as error:
         problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         names = sorted({str(problem["loc"][0]).upper() for problem in problems})
@@ -187,9 +209,43 @@ def load() -> Settings:
 def provider_key(provider: str, name: str | None = None) -> SecretStr:
     """The key of a provider of models, or the one of that name. Raises `Misconfigured`, naming the setting."""
     name = name or f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
-    if not os.environ.get(name):
-        raise Misconfigured(f"Missing settings: {name}, the key for models of {provider}.")
-    return SecretStr(os.environ[name])
+    if value := _variables().get(name):
+        return SecretStr(value)
+    raise Misconfigured(f"Missing settings: {name}, the key for models of {provider}.")
+
+
+def keep(parameters: Mapping[str, str]) -> None:
+    """What the Parameter Store holds for settings: it goes before the environment, and in place of what was kept."""
+    _PARAMETERS.clear()
+    _PARAMETERS.update(parameters)
+
+
+def parameter_names() -> ParameterNames | None:
+    """The settings to be read from the Parameter Store; None where all of them are in the environment."""
+    names = tuple(name.strip() for name in os.environ.get("PARAMETERS", "").split(",") if name.strip())
+    if not names:
+        return None
+    path, seconds = os.environ.get("PARAMETERS_PATH", ""), os.environ.get("PARAMETERS_SECONDS") or "300"
+    if not path.startswith("/") or not seconds.isdigit():
+        raise Misconfigured("Missing or malformed settings: PARAMETERS_PATH, PARAMETERS_SECONDS.")
+    return ParameterNames(path.rstrip("/"), names, float(seconds))
+
+
+def aws_account() -> AwsAccount:
+    """By AWS's own variables. Raises `Misconfigured`, naming those that are missing."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+    account = {"AWS_REGION": region, **{name: os.environ.get(name, "") for name in CREDENTIALS}}
+    if missing := sorted(name for name, value in account.items() if not value):
+        raise Misconfigured(f"Missing settings: {', '.join(missing)}.")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_SSM") or os.environ.get("AWS_ENDPOINT_URL")
+    token = os.environ.get("AWS_SESSION_TOKEN")
+    return AwsAccount(
+        ssm_url=f"{(endpoint or f'https://ssm.{region}.amazonaws.com').rstrip('/')}/",
+        region=region,
+        access_key_id=account["AWS_ACCESS_KEY_ID"],
+        secret_access_key=SecretStr(account["AWS_SECRET_ACCESS_KEY"]),
+        session_token=SecretStr(token) if token else None,
+    )
 
 
 @cache
@@ -211,3 +267,7 @@ def exports_spans() -> bool:
 def allowed_origins() -> list[str]:
     """Origins whose pages may read answers, comma-separated; apart from the rest, for errors need CORS too."""
     return [origin.strip() for origin in os.environ.get("ALLOWED_ORIGINS", "*").split(",")]
+
+
+def _variables() -> dict[str, str]:
+    return {**os.environ, **_PARAMETERS}

@@ -65,7 +65,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,64}")
 
 
 async def _clients() -> Clients:
-    return kept()
+    return await kept()
 
 
 async def _caller(request: Request, clients: Annotated[Clients, Depends(_clients)]) -> auth.Caller:

@@ -22,7 +22,7 @@ def setting_names() -> set[str]:
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
         names |= set(alias.choices) if alias is not None and not isinstance(alias, str) else {name.upper()}  # type: ignore[union-attr]
-    read_apart = re.findall(r'environ\.get\("(\w+)"', (ROOT / "shared/settings.py").read_text())
+    read_apart = re.findall(r'environ\.get\("((?!AWS_)\w+)"', (ROOT / "shared/settings.py").read_text())
     return {str(name) for name in names} | set(read_apart)
 
 

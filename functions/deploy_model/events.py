@@ -20,10 +20,10 @@ async def consume(delivery: Delivery) -> None:
     """Whatever stands in a message of the queue, objects' events too. Raises what makes it come again."""
     body = json.loads(delivery.body)
     if "transfer" in body:
-        await deployments.carry_on(kept(), int(body["transfer"]), delivery.seconds)
+        await deployments.carry_on(await kept(), int(body["transfer"]), delivery.seconds)
     elif "activate" in body:
         deadline = Deadline.after(delivery.seconds)
-        await activation.carry_on(kept(), body["activate"], deadline, Trace(str(uuid4())))
+        await activation.carry_on(await kept(), body["activate"], deadline, Trace(str(uuid4())))
     else:
         await occurred(body, delivery.seconds)
 
@@ -34,7 +34,7 @@ async def occurred(event: Mapping[str, Any], seconds: float) -> None:
     if records and all("s3" in record for record in records):
         await asyncio.gather(*(_object_made(record, seconds) for record in records))
     elif event.get("source") in ("aws.events", "aws.scheduler"):
-        await activation.check_canaries(kept(), "schedule")
+        await activation.check_canaries(await kept(), "schedule")
     elif event.get("Event") != "s3:TestEvent":
         raise invocations.unknown(event)
 
@@ -44,4 +44,4 @@ async def _object_made(record: Mapping[str, Any], seconds: float) -> None:
     key = unquote_plus(made["key"])  # as S3 writes them
     if record["eventName"].removeprefix("s3:").startswith("ObjectCreated:") and key.rpartition("/")[2] == MANIFESTS:
         bucket = record["s3"]["bucket"]["name"]
-        await deployments.from_manifest(kept(), bucket, key, made.get("eTag", ""), Deadline.after(seconds))
+        await deployments.from_manifest(await kept(), bucket, key, made.get("eTag", ""), Deadline.after(seconds))

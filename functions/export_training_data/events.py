@@ -21,9 +21,9 @@ async def consume(delivery: Delivery) -> None:
     """A message of the queue. Raises what makes it come again."""
     body = json.loads(delivery.body)
     if "export" in body:
-        await exports.carry_on(kept(), int(body["export"]), delivery.seconds)
+        await exports.carry_on(await kept(), int(body["export"]), delivery.seconds)
     elif "fineTune" in body:
-        await fine_tuning.carry_on(kept(), int(body["fineTune"]), delivery.seconds)
+        await fine_tuning.carry_on(await kept(), int(body["fineTune"]), delivery.seconds)
     else:
         raise invocations.unknown(body)
 
@@ -32,8 +32,8 @@ async def occurred(event: Mapping[str, Any], seconds: float) -> None:
     """The time to look after what isn't finished; and to export, where the event says `export`, with its options."""
     if event.get("source") not in SCHEDULES:
         raise invocations.unknown(event)
-    await fine_tuning.check_all(kept(), seconds / 3)
-    await exports.carry_on_all(kept(), seconds / 3)
+    await fine_tuning.check_all(await kept(), seconds / 3)
+    await exports.carry_on_all(await kept(), seconds / 3)
     if "export" not in event:
         return
     try:
@@ -41,4 +41,4 @@ async def occurred(event: Mapping[str, Any], seconds: float) -> None:
     except (ValidationError, InvalidRequest, TypeError) as error:
         logger.error("a schedule's export that can't be read", extra={"reason": type(error).__name__})
         raise
-    await exports.begin(kept(), export, "schedule", Deadline.after(seconds / 3), in_background=True)
+    await exports.begin(await kept(), export, "schedule", Deadline.after(seconds / 3), in_background=True)

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from functions.export_training_data import fine_tunes
 from infra.local.stack import Stack
 from shared import database, deployments, erasure, fine_tuning, queue, registry, web
-from shared.clients import Clients, kept
+from shared.clients import Clients, keeper
 from shared.errors import Conflict, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
 from shared.exports import Export
 from shared.fine_tuning import FineTune, Job
@@ -93,7 +93,7 @@ def settings(stack: Stack, server: tuple[str, Any], monkeypatch: pytest.MonkeyPa
     queues = {"EXPORT_QUEUE_URL": "", "DEPLOYMENT_QUEUE_URL": ""}
     for name, value in {**stack.environment, **keys, **own, **queues, **hosts, "ALLOW_PRIVATE_SOURCES": "true"}.items():
         monkeypatch.setenv(name, value)
-    return Settings()  # type: ignore[call-arg]  # the environment fills the fields
+    return load()
 
 
 @pytest.fixture
@@ -689,18 +689,16 @@ async def test_what_is_missing_is_said_before_anything_is_begun(
 @asynccontextmanager
 async def routed(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The routes in this process, asked with the secret key."""
-    load.cache_clear()
-    kept.cache_clear()
+    keeper.cache_clear()
     app: Any = web.create_app("export-training-data", fine_tunes.router)
     headers = {"apikey": settings.supabase_secret_key.get_secret_value()}
     url = "http://functions/functions/v1/export-training-data"
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url, headers=headers) as api:
             yield api
-        await kept().http.aclose()
+        await keeper().http.aclose()
     finally:
-        load.cache_clear()
-        kept.cache_clear()
+        keeper.cache_clear()
 
 
 @pytest.mark.anyio

@@ -18,7 +18,7 @@ from shared.errors import InvalidRequest, Misconfigured
 from shared.evaluation import Evaluation, Example
 from shared.models import Deadline
 from shared.routing import Router
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.telemetry import Trace, logger
 from tests.scripted_models import Models
 from tests.stand_ins import serving
@@ -102,7 +102,7 @@ def settings(models: Answering, monkeypatch: pytest.MonkeyPatch) -> Settings:
     environment = {**ENVIRONMENT, **models.providers("tuned")}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Settings()  # type: ignore[call-arg]  # the environment fills the fields
+    return load()
 
 
 @asynccontextmanager

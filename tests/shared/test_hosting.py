@@ -17,7 +17,7 @@ from shared.errors import GatewayError, InvalidRequest, Misconfigured, Unavailab
 from shared.hosting import Hosted, Release, endpoint_name, host
 from shared.models import Deadline
 from shared.routing import Router
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.telemetry import Trace
 from tests.hosting_stand_ins import COMMIT, KEY, Hosting, HuggingFace, RunPod, problem
 from tests.openai_like_stand_ins import ANSWER, PROVIDERS, LikeOpenAI
@@ -90,7 +90,7 @@ def settings(server: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> 
     needed = NEEDED["huggingface"] | NEEDED["runpod"]
     for name, value in {**PLAIN, **keys, **needed, "MODEL_PROVIDERS": json.dumps(rows)}.items():
         monkeypatch.setenv(name, value)
-    return Settings()  # type: ignore[call-arg]  # the environment fills the fields
+    return load()
 
 
 @asynccontextmanager
@@ -317,7 +317,7 @@ async def test_all_settings_that_are_missing_are_named(
     for name in NEEDED[provider]:
         monkeypatch.delenv(name)
 
-    told = await refused(Settings(), provider)  # type: ignore[call-arg]  # the environment fills the fields
+    told = await refused(load(), provider)
 
     assert isinstance(told, Misconfigured)
     assert told.message == f"Missing settings: {', '.join(NEEDED[provider])}, for an endpoint of the version's own."
