@@ -5,6 +5,8 @@ an answer that streams comes at once, and a Function URL gives the whole answer 
 """
 
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -28,9 +30,11 @@ from infra.local.parts import StackError
 from infra.local.stack import Stack
 
 NAME = "local"
+ARCHITECTURE = "arm64" if platform.machine() == "aarch64" else "x86_64"
 PARTS = ("chat", "embeddings", "aws", "postgres", "lite", "gateway")  # the rest of the stack is what runs on ministack
 SERVICES = "apigateway,cloudformation,events,iam,lambda,logs,monitoring,s3,scheduler,sns,sqs,ssm,sts"
 START_SECONDS = 30
+ADDRESS = re.compile(r"https://(\w+)\.(execute-api|lambda-url)\.")
 
 
 def main() -> int:
@@ -65,6 +69,7 @@ def ministack(folder: Path) -> Iterator[str]:
             "GATEWAY_PORT": str(port),
             "MINISTACK_ACCOUNT_ID": parts.ACCOUNT,
             "SERVICES": SERVICES,
+            "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.1",  # where AWS waits a minute
             **stack.direct(os.environ),
         }
         log = cleanup.enter_context((folder / "ministack.log").open("wb"))
@@ -101,8 +106,7 @@ def deploy(environment: Mapping[str, str], packages: Path) -> dict[str, str]:
         path = f"{to.path}/{name}"
         ssm.put_parameter(Name=path, Value=environment[name], Type="SecureString", Overwrite=True)
     deploying.check_parameters(to)
-    outputs = deploying.ship(to, packages)
-    outputs["HttpApiUrl"] = reachable(outputs["HttpApiUrl"])
+    outputs = {name: reachable(value) for name, value in deploying.ship(to, packages).items()}
     deploying.try_out(to, outputs["HttpApiUrl"])
     return outputs
 
@@ -114,15 +118,16 @@ def stage(environment: Mapping[str, str]) -> Stage:
         for name, value in environment.items()
         if name in stages.settings_names() and name not in stages.TEMPLATES and not stages.is_secret(name)
     }
-    return Stage(NAME, {**chosen, "AWS_REGION": parts.REGION}, "the stack's environment")
+    deployment = {"AWS_REGION": parts.REGION, "ARCHITECTURE": ARCHITECTURE}
+    return Stage(NAME, {**chosen, **deployment}, "the stack's environment")
 
 
-def reachable(url: str) -> str:
-    """Where ministack has what AWS has at an address of its own."""
-    host = url.removeprefix("https://").partition("/")[0]
-    name, kind, *_ = host.split(".")
-    stage_name = "/$default" if kind == "execute-api" else ""
-    return f"{os.environ['AWS_ENDPOINT_URL']}/_aws/{kind}/{name}{stage_name}"
+def reachable(output: str) -> str:
+    """An output as it is, but for what AWS has at an address of its own and ministack below its one."""
+    if not (address := ADDRESS.match(output)):
+        return output
+    name, kind = address.groups()
+    return f"{os.environ['AWS_ENDPOINT_URL']}/_aws/{kind}/{name}{'/$default' if kind == 'execute-api' else ''}"
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dotenv import dotenv_values
 from pydantic import AliasChoices, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -37,6 +36,7 @@ BESIDES = ("ALLOWED_ORIGINS", "PARAMETERS_SECONDS")  # read apart from the rest 
 TEMPLATES = ("QUEUE_URL", "DEPLOYMENT_QUEUE_URL", "EXPORT_QUEUE_URL", "TRAINING_BUCKET")  # and these it makes itself
 ENVIRONMENT_BYTES = 4096  # Lambda's, for all variables of a function
 NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
+QUOTED = re.compile(r"""^(['"])(.*)\1$""")
 
 
 class StageError(RuntimeError):
@@ -117,20 +117,10 @@ class Stage:
         return file
 
     def _settings(self) -> Settings:
-        return _Given(**_given(self.values))
+        return Settings.model_validate(_given(self.values))
 
 
 _HERE = "${AWS::Region}:${AWS::AccountId}"
-
-
-class _Given(Settings):
-    """Settings of nothing but what they are given: the environment of whoever deploys has no say."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, file_secret_settings: Any
-    ) -> tuple[Any, ...]:
-        return (init_settings,)
 
 
 def read(name: str) -> Stage:
@@ -142,7 +132,8 @@ def read(name: str) -> Stage:
         there = sorted({each.name.removeprefix(".env.") for each in ROOT.glob(".env.*")} - {"example", "local"})
         known = f"There {'is' if len(there) == 1 else 'are'} {', '.join(there)}." if there else "There is none yet."
         raise StageError(f"No stage {name}: its settings stand in .env.{name}, as .env.example names them. {known}")
-    values = dotenv_values(file, interpolate=False)
+    lines = [line.strip().partition("=") for line in file.read_text().splitlines() if not line.lstrip().startswith("#")]
+    values = {key.strip(): QUOTED.sub(r"\2", value.strip()) for key, _, value in lines}
     return Stage(name, {key: value for key, value in values.items() if value}, file.name)
 
 
@@ -190,16 +181,15 @@ def _model_keys(settings: Settings) -> list[str]:
     return sorted({*map(key_name, routing.known_providers(settings)), *own})
 
 
-def _given(values: Mapping[str, str]) -> dict[str, Any]:
-    """What `Settings` takes, with something for the secrets, of which only the names are known here."""
-    names = {name: field for field, known in Settings.model_fields.items() for name in _names(field, known)}
-    given = {names[name]: value for name, value in values.items() if name in names and name not in secret_settings()}
-    return {**given, "supabase_secret_key": "in the store"}
+def _given(values: Mapping[str, str]) -> dict[str, str]:
+    """What is set and isn't secret, with something for the one secret that there has to be."""
+    told = {name: value for name, value in values.items() if name not in secret_settings()}
+    return {**told, NEEDED[0]: "in the store"}
 
 
 def _malformed(values: Mapping[str, str]) -> list[str]:
     try:
-        _Given(**_given(values))
+        Settings.model_validate(_given(values))
     except ValidationError as error:
         problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         named = {str(problem["loc"][0]).upper() for problem in problems}
