@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".local/package"
 FUNCTIONS = sorted(file.parent.name.replace("_", "-") for file in ROOT.glob("functions/*/handler.py"))
 PLATFORMS = {"x86_64": "x86_64-manylinux_2_28", "arm64": "aarch64-manylinux_2_28"}  # Amazon Linux 2023 has glibc 2.34
+RUNNING = "{}.{}".format(*sys.version_info)
 OURS = ("functions", "shared")
 STREAMING = {"ai-finance", "ai-with-rag"}  # behind a Function URL, which their own runtime loop answers
 STREAM = "infra/aws/stream.sh"
@@ -46,6 +47,7 @@ DROPPED = (
     "dateutil/zoneinfo/*.tar.gz",  # for systems without time zones
     *("aws_lambda_powertools/event_handler/*", "aws_lambda_powertools/utilities/*"),  # all but its logger
     *("cffi/*", "pycparser/*"),  # the compiler's side of _cffi_backend
+    "pydantic/v1/*",  # FastAPI's to refuse, where it is there: twenty milliseconds of a start
 )
 KEPT = (
     *(f"botocore/data/{service}/*" for service in ("s3", "sqs", "ssm")),
@@ -54,6 +56,7 @@ KEPT = (
     *("opentelemetry_*.dist-info/METADATA", "opentelemetry_*.dist-info/entry_points.txt"),  # its parts find each other
 )
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip knows no time before
+LEVEL = 7  # 9 takes three times as long, for half a percent
 
 
 class PackagingError(Exception):
@@ -75,10 +78,12 @@ class Target:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.aws.packaging", description="Zips of the functions.")
-    parser.add_argument("functions", nargs="*", choices=[*FUNCTIONS, []], metavar="FUNCTION", help="all, if none")
-    parser.add_argument("--architecture", choices=PLATFORMS, default="x86_64")
-    parser.add_argument("--python", metavar="3.N", default=_version(sys.version_info), help="this one, if none")
+    parser.add_argument("functions", nargs="*", metavar="FUNCTION", help=f"{', '.join(FUNCTIONS)}; all, if none")
+    parser.add_argument("--architecture", choices=PLATFORMS, default="x86_64", help="%(choices)s; %(default)s, if none")
+    parser.add_argument("--python", metavar="3.N", default=RUNNING, help="Lambda's Python; %(default)s, if none")
     arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.functions) - set(FUNCTIONS)):
+        parser.error(f"there is no function {', '.join(unknown)}; there are {', '.join(FUNCTIONS)}")
     console = Console(highlight=False, soft_wrap=True)
     try:
         target = Target(arguments.architecture, arguments.python, interpreter(arguments.python))
@@ -87,12 +92,14 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console.print(_table(written, target))
+    if target.python == "3.11":
+        console.print("Lambda's python3.11 has glibc 2.26, google-re2 needs 2.27: for AWS take a newer --python.")
     return 0
 
 
 def interpreter(python: str) -> str:
     """The program of that version of Python: bytecode is written by the version that reads it."""
-    if python == _version(sys.version_info):
+    if python == RUNNING:
         return sys.executable
     found = shutil.which(f"python{python}")
     asked = [found or "false", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]  # a shim may find none
@@ -218,20 +225,20 @@ def _is_dropped(name: str) -> bool:
 
 def _compile(target: Target, stage: Path, ours: dict[str, Path]) -> None:
     """Bytecode in the place of the packages' sources, and beside ours."""
-    _compileall(target, stage, "-b", ".")
+    _compileall(target, stage, "-b", str(stage))
     for file in stage.rglob("*.py"):
         file.unlink()
     for name, file in ours.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, stage / name)
-    _compileall(target, stage, *OURS)
+    _compileall(target, stage, *(str(stage / folder) for folder in OURS))
 
 
 def _compileall(target: Target, stage: Path, *what: str) -> None:
-    """In one process and with one seed, for bytes depend on which strings a process has seen before."""
-    unchecked = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", ".", "-p", "/var/task"]
+    """In one process, for the bytes depend on which strings a process has seen before."""
+    unchecked = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(stage), "-p", "/var/task"]
     command = [target.interpreter, "-I", *unchecked, *what]
-    done = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PackagingError(f"{target.runtime} can't compile:\n{done.stdout}{done.stderr}")
 
@@ -244,7 +251,7 @@ def _zip(stage: Path, zipped: Path) -> None:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system = 3  # Unix, whose modes these are
             entry.external_attr = (0o100755 if name == "stream" else 0o100644) << 16
-            writing.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
+            writing.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=LEVEL)
     part.replace(zipped)
 
 
@@ -278,10 +285,6 @@ def _replace(file: Path, content: bytes) -> None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _version(info: Any) -> str:
-    return f"{info[0]}.{info[1]}"
 
 
 if __name__ == "__main__":
