@@ -1,7 +1,7 @@
 """The built template, deployed whole by osls onto ministack, beside the embedded Supabase and models.
 
-What ministack can't do is tested elsewhere: streams and Function URLs by the runtime's own tests, which ask the handlers
-through a Runtime API; Lambda's alarms nowhere but in the template.
+What ministack does otherwise than AWS is tested elsewhere: answers that stream, and Function URLs, by a Runtime API. It
+answers preflights itself, so they are invoked here.
 """
 
 import json
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -17,17 +18,18 @@ import boto3
 import httpx
 import psycopg
 import pytest
-from rich.console import Console
 
-from infra.aws import local, packaging, stages
+from infra.aws import deploying, local, stages
 from infra.aws.packaging import FUNCTIONS
 from infra.local.stack import Stack
 from tests.functions.deployments import Registry
 from tests.users import User
 
 SERVICE = "supabase-ai-gateway-local"
-QUESTION = "What is TON token?"
+QUESTION = "What is GRUBLE the token of?"
+DOCUMENT = {"id": "gruble", "content": "# GRUBLE\n\nGRUBLE is the token of the Grubler network."}
 WAIT_SECONDS = 40
+PREFLIGHT = Path(__file__).parents[1] / "functions/events/api_gateway_v2.json"
 Found = TypeVar("Found")
 
 # The first test waits for the packages, which are made once and kept, and for CloudFormation.
@@ -51,6 +53,11 @@ class Deployed:
     def as_admin(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         return self.call(method, path, body, apikey=self.stack.keys.secret, **headers)
 
+    def invoke(self, function: str, event: Any, kind: Any = "RequestResponse") -> Any:
+        name, payload = f"{SERVICE}-{function}", json.dumps(event).encode()
+        answer = self.aws("lambda").invoke(FunctionName=name, InvocationType=kind, Payload=payload)
+        return json.loads(answer["Payload"].read() or "null")
+
     def bodies(self, queue: str) -> list[str]:
         """The messages on a queue, which are gone then."""
         sqs = self.aws("sqs")
@@ -63,14 +70,15 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    target = packaging.Target(local.ARCHITECTURE, packaging.here(), packaging.interpreter(packaging.here()))
-    folder = packaging.FOLDER / target.architecture
-    packaging.write(FUNCTIONS, target, folder, Console(quiet=True))
+    folder = deploying.package(local.stage(stack.environment))
     with pytest.MonkeyPatch.context() as patch, local.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
         for name, value in local.credentials(endpoint).items():
             patch.setenv(name, value)
         outputs = local.deploy(stack.environment, folder)
-        yield Deployed(outputs["HttpApiUrl"], outputs, stack)
+        made = Deployed(outputs["HttpApiUrl"], outputs, stack)
+        made.as_admin("PUT", "/functions/v1/ai-with-rag/documents", DOCUMENT).raise_for_status()
+        yield made
+        made.as_admin("DELETE", f"/ai-with-rag/documents/{DOCUMENT['id']}").raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -142,25 +150,24 @@ def test_a_user_is_no_admin(deployed: Deployed, user: User) -> None:
 
 
 def test_ai_with_rag_answers_a_visitor_from_what_an_admin_has_put(deployed: Deployed) -> None:
-    document = {"id": f"deployed-{uuid4().hex}", "content": "# GRUBLE\n\nGRUBLE is the token of the Grubler network."}
-    put = deployed.as_admin("PUT", "/functions/v1/ai-with-rag/documents", document)
-    assert put.status_code == 200, put.text
+    key = deployed.stack.keys.publishable
 
-    body, key = {"message": "What is GRUBLE the token of?"}, deployed.stack.keys.publishable
-    answer = deployed.call("POST", "/ai-with-rag", body, apikey=key)
+    answer = deployed.call("POST", "/ai-with-rag", {"message": QUESTION}, apikey=key)
 
     assert answer.status_code == 200, answer.text
     assert "GRUBLE" in json.dumps(answer.json()["sources"])
-    deployed.as_admin("DELETE", f"/ai-with-rag/documents/{document['id']}")
 
 
-def test_a_browser_may_ask_from_another_origin(deployed: Deployed) -> None:
-    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
-    for function in FUNCTIONS:
-        answer = deployed.call("OPTIONS", f"/functions/v1/{function}", **headers)
-        assert answer.status_code == 204
-        assert answer.headers["access-control-allow-origin"] == "*"
-        assert "authorization" in answer.headers["access-control-allow-headers"]
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_browser_may_ask_from_another_origin(deployed: Deployed, function: str) -> None:
+    event = json.loads(PREFLIGHT.read_bytes())
+    event["requestContext"]["http"]["method"] = "OPTIONS"
+
+    answer = deployed.invoke(function, event)
+
+    assert answer["statusCode"] == 204
+    assert answer["headers"]["access-control-allow-origin"] == "*"
+    assert "authorization" in answer["headers"]["access-control-allow-headers"]
 
 
 def test_a_path_that_is_none_is_the_functions_own_404(deployed: Deployed) -> None:
@@ -204,14 +211,14 @@ def test_an_export_that_is_asked_for_later_comes_from_the_queue(deployed: Deploy
 
     def done() -> Any:
         told = deployed.as_admin("GET", path).json()
-        return told if told["status"] not in ("pending", "running") else None
+        return told if told["status"] not in ("collecting", "writing") else None
 
     assert until(done)["status"] == "ready"
 
 
 def test_the_schedule_exports(deployed: Deployed, fired: datetime) -> None:
     def begun() -> Any:
-        query = "select options from public.exports where actor = 'schedule' and created_at >= %s"
+        query = "select options from public.training_exports where actor = 'schedule' and created_at >= %s"
         with psycopg.connect(deployed.stack.database_url) as connection:
             return connection.execute(query, [fired - timedelta(seconds=30)]).fetchone()
 
@@ -221,7 +228,9 @@ def test_the_schedule_exports(deployed: Deployed, fired: datetime) -> None:
 
 def test_a_message_that_always_fails_ends_in_the_dead_letters_and_no_other_with_it(deployed: Deployed) -> None:
     sqs, url = deployed.aws("sqs"), deployed.outputs["AiFinanceQueueUrl"]
-    redrive = json.loads(sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]["RedrivePolicy"])
+    redrive = json.loads(
+        sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]["RedrivePolicy"]
+    )
     # The same redrive in seconds: a message is hidden for two minutes otherwise, and comes thirty times.
     hasty = {"VisibilityTimeout": "0", "RedrivePolicy": json.dumps({**redrive, "maxReceiveCount": "2"})}
     sqs.set_queue_attributes(QueueUrl=url, Attributes=hasty)
@@ -231,21 +240,6 @@ def test_a_message_that_always_fails_ends_in_the_dead_letters_and_no_other_with_
     sqs.send_message_batch(QueueUrl=url, Entries=[{"Id": str(at), "MessageBody": body} for at, body in enumerate(jobs)])
 
     assert poison in until(lambda: deployed.bodies("AiFinanceDeadLetters"))
-
-
-@pytest.mark.parametrize(
-    ("function", "queue"),
-    [("deploy-model", "DeployModelDeadLetters"), ("export-training-data", "ExportTrainingDataDeadLetters")],
-)
-def test_an_event_that_nobody_knows_ends_in_the_dead_letters(deployed: Deployed, function: str, queue: str) -> None:
-    event = {"source": "aws.ec2", "detail": uuid4().hex}
-
-    deployed.aws("lambda").invoke(
-        FunctionName=f"{SERVICE}-{function}", InvocationType="Event", Payload=json.dumps(event).encode()
-    )
-
-    [letter] = until(lambda: deployed.bodies(queue))
-    assert json.loads(letter)["requestPayload"] == event
 
 
 def test_what_is_logged_is_json_and_says_no_secret(deployed: Deployed) -> None:
@@ -264,3 +258,13 @@ def test_what_is_logged_is_json_and_says_no_secret(deployed: Deployed) -> None:
         namespaces = [line["_aws"]["CloudWatchMetrics"][0]["Namespace"] for line in told if "_aws" in line]
         assert set(namespaces) == {"SupabaseAiGateway/local"}
     assert len(secrets) > 2
+
+
+def test_an_event_that_nobody_knows_ends_in_the_dead_letters(deployed: Deployed) -> None:
+    event = {"source": "aws.ec2", "detail": uuid4().hex}
+    for function in ("deploy-model", "export-training-data"):
+        deployed.invoke(function, event, "Event")
+
+    for queue in ("DeployModelDeadLetters", "ExportTrainingDataDeadLetters"):
+        [letter] = until(partial(deployed.bodies, queue))
+        assert json.loads(letter)["requestPayload"] == event
