@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         stage = stages.read(asked.stage)
-        run = rollback(stage, asked.to, print) if asked.command == "rollback" else deploy(stage, print)
-        for name, value in run.items():
-            print(f"{name:<20} {value}")
+        outputs = rollback(stage, asked.to, print) if asked.command == "rollback" else deploy(stage, print)
+        print("Trying it")
+        try_out(stage, outputs["HttpApiUrl"])
+        for name, value in shown(outputs).items():
+            print(f"{name:<24} {value}")
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,17 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def deploy(stage: Stage, say: Say) -> dict[str, str]:
-    """Deploy a stage and try it; gives what there is then, by name. Raises `StageError`."""
+    """Package, lint and deploy a stage; gives the stack's outputs. Raises `StageError`."""
     check_settings(stage)
     account = account_of(stage)
     check_parameters(stage)
     say(f"Packaging for {stage.deployment('ARCHITECTURE')}")
     packages = package(stage)
+    lint(make(stage, packages))
     say(f"Deploying {stage.name} to account {account} in {stage.deployment('AWS_REGION')}")
-    outputs = ship(stage, packages)
-    say("Trying it")
-    try_out(stage, outputs["HttpApiUrl"])
-    return shown(outputs)
+    return ship(stage, packages)
 
 
 def rollback(stage: Stage, to: str | None, say: Say) -> dict[str, str]:
@@ -86,11 +86,9 @@ def rollback(stage: Stage, to: str | None, say: Say) -> dict[str, str]:
         known = ", ".join(f"{each} ({_moment(each)})" for each in there)
         raise StageError(f"There is no such deployment to go back to; kept are {known}, of which {now} is in use.")
     say(f"Back from {_moment(now)} to {_moment(wanted)}")
-    file = stage.write({"runtime": "python3.13", "architecture": "x86_64"}, FOLDER)  # the old ones count
-    _osls(stage, file, "rollback", "--timestamp", wanted)
-    outputs = outputs_of(stage)
-    try_out(stage, outputs["HttpApiUrl"])
-    return shown(outputs)
+    stage.write(FOLDER, {"runtime": "python3.13", "architecture": "x86_64"})  # what was deployed has its own
+    _osls(stage, FOLDER, "rollback", "--timestamp", wanted)
+    return outputs_of(stage)
 
 
 def check_settings(stage: Stage) -> None:
@@ -121,19 +119,17 @@ def package(stage: Stage) -> Path:
     return FOLDER / architecture
 
 
+def make(stage: Stage, packages: Path) -> Path:
+    """Have osls write what is to be deployed beside the packages; gives the template. Raises `StageError`."""
+    stage.write(packages, json.loads((packages / "package.json").read_text()))
+    _osls(stage, packages, "package", "--package", str(packages / stage.name))
+    return packages / stage.name / TEMPLATE
+
+
 def ship(stage: Stage, packages: Path) -> dict[str, str]:
-    """Make the template, lint it and deploy it; gives the stack's outputs. Raises `StageError`."""
-    file = stage.write(json.loads((packages / "package.json").read_text()), packages)
-    made = packages / f"{stage.name}.osls"
-    template(stage, file, made)
-    lint(made / TEMPLATE)
-    _osls(stage, file, "deploy", "--package", str(made))
+    """Deploy what was made; gives the stack's outputs. Raises `StageError`."""
+    _osls(stage, packages, "deploy", "--package", str(packages / stage.name))
     return outputs_of(stage)
-
-
-def template(stage: Stage, file: Path, folder: Path) -> None:
-    """Have osls put what is to be deployed into a folder."""
-    _osls(stage, file, "package", "--package", str(folder))
 
 
 def lint(made: Path) -> None:
@@ -197,10 +193,10 @@ def _expect(answer: httpx.Response, status: int) -> None:
         raise StageError(f"{answer.request.method} {answer.url} answers {answer.status_code}, not {status}: {said}")
 
 
-def _osls(stage: Stage, file: Path, *arguments: str) -> None:
+def _osls(stage: Stage, packages: Path, *arguments: str) -> None:
     if not OSLS.exists():
         raise StageError("There is no osls in node_modules: run `make install`.")
-    environment = {**os.environ, "STAGE_FILE": str(file), "SLS_TELEMETRY_DISABLED": "1"}
+    environment = {**os.environ, "STAGE_FILE": str(stage.file(packages)), "SLS_TELEMETRY_DISABLED": "1"}
     _run([node(), str(OSLS.resolve()), *arguments, "--stage", stage.name], environment)
 
 

@@ -47,9 +47,10 @@ def main() -> int:
             load_knowledge(running)
             endpoint = cleanup.enter_context(ministack(FOLDER))
             os.environ.update(credentials(endpoint))
-            for name, value in deploy(running.environment, deploying.package(stage(running.environment))).items():
-                console.print(f"[bold]{name:<20}[/bold] {value}", soft_wrap=True)
-            console.print(f"[bold]{'AWS':<20}[/bold] {endpoint}")
+            with console.status("Packaging and deploying"):
+                outputs = deploy(running.environment, deploying.package(stage(running.environment)))
+            for name, value in {**deploying.shown(outputs), "AWS": endpoint, "Supabase": running.url}.items():
+                console.print(f"[bold]{name:<24}[/bold] {value}", soft_wrap=True)
             running.watch()
     except (StackError, MigrationError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,6 +107,7 @@ def deploy(environment: Mapping[str, str], packages: Path) -> dict[str, str]:
         path = f"{to.path}/{name}"
         ssm.put_parameter(Name=path, Value=environment[name], Type="SecureString", Overwrite=True)
     deploying.check_parameters(to)
+    deploying.make(to, packages)
     outputs = {name: reachable(value) for name, value in deploying.ship(to, packages).items()}
     deploying.try_out(to, outputs["HttpApiUrl"])
     return outputs

@@ -35,6 +35,7 @@ DEPLOYMENTS = {"AWS_REGION": "us-east-1", "ARCHITECTURE": "x86_64", "CONCURRENCY
 BESIDES = ("ALLOWED_ORIGINS", "PARAMETERS_SECONDS")  # read apart from the rest of the settings
 TEMPLATES = ("QUEUE_URL", "DEPLOYMENT_QUEUE_URL", "EXPORT_QUEUE_URL", "TRAINING_BUCKET")  # and these it makes itself
 ENVIRONMENT_BYTES = 4096  # Lambda's, for all variables of a function
+PARAMETER = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter"
 NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
 QUOTED = re.compile(r"""^(['"])(.*)\1$""")
 
@@ -94,12 +95,16 @@ class Stage:
             found.append(f"missing or malformed: {', '.join(malformed)}")
         return sorted(found)
 
-    def write(self, package: Mapping[str, Any], packages: Path) -> Path:
-        """The file that serverless.yml reads, with what the packages' own says of them."""
+    def file(self, packages: Path) -> Path:
+        """What serverless.yml reads."""
+        return packages / f"{self.name}.json"
+
+    def write(self, packages: Path, package: Mapping[str, Any]) -> None:
+        """Write that file, with what the packages' own says of them."""
         functions = {}
         for function in FUNCTIONS:
             names = self.parameters(function)
-            arns = [{"Fn::Sub": f"arn:${{AWS::Partition}}:ssm:{_HERE}:parameter{self.path}/{name}"} for name in names]
+            arns = [{"Fn::Sub": f"{PARAMETER}{self.path}/{name}"} for name in names]
             functions[function] = {"parameters": ",".join(names), "parameter_arns": arns}
         told = {
             "runtime": package["runtime"],
@@ -111,16 +116,11 @@ class Stage:
             "environment": self.environment,
             "functions": functions,
         }
-        file = packages / f"{self.name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(told, indent=2))
-        return file
+        packages.mkdir(parents=True, exist_ok=True)
+        self.file(packages).write_text(json.dumps(told, indent=2))
 
     def _settings(self) -> Settings:
         return Settings.model_validate(_given(self.values))
-
-
-_HERE = "${AWS::Region}:${AWS::AccountId}"
 
 
 def read(name: str) -> Stage:

@@ -19,8 +19,9 @@ import httpx
 import psycopg
 import pytest
 
-from infra.aws import deploying, local, stages
+from infra.aws import deploying, local, packaging, stages
 from infra.aws.packaging import FUNCTIONS
+from infra.aws.stages import StageError
 from infra.local.stack import Stack
 from tests.functions.deployments import Registry
 from tests.users import User
@@ -29,6 +30,12 @@ SERVICE = "supabase-ai-gateway-local"
 QUESTION = "What is GRUBLE the token of?"
 DOCUMENT = {"id": "gruble", "content": "# GRUBLE\n\nGRUBLE is the token of the Grubler network."}
 WAIT_SECONDS = 40
+PACKAGES = packaging.FOLDER / local.ARCHITECTURE
+CHARGE = {
+    **{"function": "ai-with-rag", "status": "complete", "user_id": None, "error_code": None, "model_version": None},
+    **{"input_tokens": 1, "cached_tokens": 0, "output_tokens": 1, "reasoning_tokens": 0, "is_estimated": False},
+    **{"cost_usd": "0", "latency_ms": 1},
+}
 PREFLIGHT = Path(__file__).parents[1] / "functions/events/api_gateway_v2.json"
 Found = TypeVar("Found")
 
@@ -70,11 +77,11 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    folder = deploying.package(local.stage(stack.environment))
+    deploying.package(local.stage(stack.environment))
     with pytest.MonkeyPatch.context() as patch, local.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
         for name, value in local.credentials(endpoint).items():
             patch.setenv(name, value)
-        outputs = local.deploy(stack.environment, folder)
+        outputs = local.deploy(stack.environment, PACKAGES)
         made = Deployed(outputs["HttpApiUrl"], outputs, stack)
         made.as_admin("PUT", "/functions/v1/ai-with-rag/documents", DOCUMENT).raise_for_status()
         yield made
@@ -98,6 +105,13 @@ def fired(deployed: Deployed) -> datetime:
         Target=daily["Target"],
     )
     return moment
+
+
+def variables(deployed: Deployed) -> dict[str, str]:
+    """What ai-finance has in its environment."""
+    told = deployed.aws("lambda").get_function_configuration(FunctionName=f"{SERVICE}-ai-finance")
+    found: dict[str, str] = told["Environment"]["Variables"]
+    return found
 
 
 def until(look: Callable[[], Found | None]) -> Found:
@@ -228,18 +242,18 @@ def test_the_schedule_exports(deployed: Deployed, fired: datetime) -> None:
 
 def test_a_message_that_always_fails_ends_in_the_dead_letters_and_no_other_with_it(deployed: Deployed) -> None:
     sqs, url = deployed.aws("sqs"), deployed.outputs["AiFinanceQueueUrl"]
-    redrive = json.loads(
-        sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]["RedrivePolicy"]
-    )
+    told = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
     # The same redrive in seconds: a message is hidden for two minutes otherwise, and comes thirty times.
-    hasty = {"VisibilityTimeout": "0", "RedrivePolicy": json.dumps({**redrive, "maxReceiveCount": "2"})}
-    sqs.set_queue_attributes(QueueUrl=url, Attributes=hasty)
+    redrive = json.dumps({**json.loads(told["RedrivePolicy"]), "maxReceiveCount": "3"})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "2", "RedrivePolicy": redrive})
     poison = json.dumps({"nonsense": uuid4().hex})
-    jobs = [json.dumps({"charge": {"call_id": 0}}), poison]
+    charge = json.dumps({"charge": {**CHARGE, "call_id": str(uuid4())}})
 
-    sqs.send_message_batch(QueueUrl=url, Entries=[{"Id": str(at), "MessageBody": body} for at, body in enumerate(jobs)])
+    entries = [{"Id": str(at), "MessageBody": body} for at, body in enumerate([charge, poison])]
+    sqs.send_message_batch(QueueUrl=url, Entries=entries)
 
-    assert poison in until(lambda: deployed.bodies("AiFinanceDeadLetters"))
+    assert until(partial(deployed.bodies, "AiFinanceDeadLetters")) == [poison]
+    assert deployed.bodies("AiFinanceQueue") == []
 
 
 def test_what_is_logged_is_json_and_says_no_secret(deployed: Deployed) -> None:
@@ -268,3 +282,19 @@ def test_an_event_that_nobody_knows_ends_in_the_dead_letters(deployed: Deployed)
     for queue in ("DeployModelDeadLetters", "ExportTrainingDataDeadLetters"):
         [letter] = until(partial(deployed.bodies, queue))
         assert json.loads(letter)["requestPayload"] == event
+
+
+def test_a_deployment_is_gone_back_from(deployed: Deployed) -> None:
+    stage = local.stage({**deployed.stack.environment, "ANSWER_TOKENS": "33"})
+    before = deploying.deployments(stage)[1]
+    deploying.make(stage, PACKAGES)
+    deploying.ship(stage, PACKAGES)
+    assert variables(deployed)["ANSWER_TOKENS"] == "33"
+
+    deploying.rollback(stage, None, print)
+
+    assert deploying.deployments(stage)[1] == before
+    assert variables(deployed)["ANSWER_TOKENS"] == deployed.stack.environment["ANSWER_TOKENS"]
+    assert deployed.call("GET", "/ai-finance/usage").status_code == 401
+    with pytest.raises(StageError, match="no such deployment to go back to"):
+        deploying.rollback(stage, None, print)

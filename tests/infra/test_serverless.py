@@ -67,8 +67,8 @@ def rich_template(folder: Path) -> Template:
 
 def make(folder: Path, stage: Stage) -> Path:
     package = {"runtime": "python3.13", "architecture": stage.deployment("ARCHITECTURE")}
-    deploying.template(stage, stage.write(package, folder), folder / stage.name)
-    return folder / stage.name / deploying.TEMPLATE
+    (folder / "package.json").write_text(json.dumps(package))
+    return deploying.make(stage, folder)
 
 
 def read(made: Path) -> Template:
