@@ -30,12 +30,7 @@ LINT_IGNORED = {"W3005": "osls writes a DependsOn beside each Ref that says the 
 BATCH = 10  # names SSM takes at once
 SMOKE_SECONDS = 30
 # Paths that are for admins or users only: a function answers 401 once it has its settings, its secrets and its clients.
-SMOKE = {
-    "ai-finance": "/ai-finance/usage",
-    "ai-with-rag": "/ai-with-rag/documents",
-    "deploy-model": "/deploy-model",
-    "export-training-data": "/export-training-data",
-}
+SMOKE = ("/ai-finance/usage", "/ai-with-rag/documents", "/deploy-model", "/export-training-data")
 Say = Callable[[str], None]
 
 
@@ -57,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError) as error:  # what the credentials may not do, for one
         print(f"error: AWS says: {error}", file=sys.stderr)
         return 1
     return 0
@@ -171,12 +166,15 @@ def deployments(stage: Stage) -> tuple[list[str], str]:
 
 def try_out(stage: Stage, url: str) -> None:
     """Ask each function as nobody, and one a question as a visitor. Raises `StageError` for any other answer."""
-    with httpx.Client(timeout=SMOKE_SECONDS) as http:
-        for path in SMOKE.values():
-            _expect(http.get(f"{url}/functions/v1{path}"), 401)
-        key = stage.values.get("SUPABASE_PUBLISHABLE_KEY") or stage.values.get("SUPABASE_ANON_KEY", "")
-        question = {"message": "What is a token?"}
-        _expect(http.post(f"{url}/ai-with-rag/search", json=question, headers={"apikey": key}), 200)
+    key = stage.values.get("SUPABASE_PUBLISHABLE_KEY") or stage.values.get("SUPABASE_ANON_KEY", "")
+    question = {"message": "What is a token?"}
+    try:
+        with httpx.Client(timeout=SMOKE_SECONDS) as http:
+            for path in SMOKE:
+                _expect(http.get(f"{url}/functions/v1{path}"), 401)
+            _expect(http.post(f"{url}/ai-with-rag/search", json=question, headers={"apikey": key}), 200)
+    except httpx.HTTPError as error:
+        raise StageError(f"{url} doesn't answer: {error}") from error
 
 
 def shown(outputs: Mapping[str, str]) -> dict[str, str]:

@@ -49,7 +49,10 @@ def main() -> int:
             os.environ.update(credentials(endpoint))
             with console.status("Packaging and deploying"):
                 outputs = deploy(running.environment, deploying.package(stage(running.environment)))
-            for name, value in {**deploying.shown(outputs), "AWS": endpoint, "Supabase": running.url}.items():
+            told = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in FUNCTIONS}
+            told |= {"Training bucket": outputs["TrainingBucket"], "AWS": endpoint, "Supabase": running.url}
+            told |= {"Publishable key": running.keys.publishable, "Secret key": running.keys.secret}
+            for name, value in told.items():
                 console.print(f"[bold]{name:<24}[/bold] {value}", soft_wrap=True)
             running.watch()
     except (StackError, MigrationError, StageError) as error:
