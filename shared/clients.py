@@ -55,6 +55,7 @@ class Keeper:
             settings.keep(secrets)
             self.clients, self.secrets = Clients.open(settings.load(), self.http), secrets
             gc.freeze()
+            gc.enable()
         return self.clients
 
 

@@ -50,7 +50,7 @@ DROPPED = (
     "pydantic/v1/*",  # FastAPI's to refuse, where it is there: twenty milliseconds of a start
 )
 KEPT = (
-    *(f"botocore/data/{service}/*" for service in ("s3", "sqs", "ssm")),
+    *(f"botocore/data/{service}/*" for service in ("s3", "sqs")),
     *(f"botocore/data/{name}.json" for name in ("_retry", "endpoints", "partitions", "sdk-default-configuration")),
     *("aws_lambda_powertools/utilities/__init__.py", "aws_lambda_powertools/utilities/jmespath_utils/*"),
     *("opentelemetry_*.dist-info/METADATA", "opentelemetry_*.dist-info/entry_points.txt"),  # its parts find each other
@@ -77,13 +77,7 @@ class Target:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.aws.packaging", description="Zips of the functions.")
-    parser.add_argument("functions", nargs="*", metavar="FUNCTION", help=f"{', '.join(FUNCTIONS)}; all, if none")
-    parser.add_argument("--architecture", choices=PLATFORMS, default="x86_64", help="%(choices)s; %(default)s, if none")
-    parser.add_argument("--python", metavar="3.N", default=RUNNING, help="Lambda's Python; %(default)s, if none")
-    arguments = parser.parse_args()
-    if unknown := sorted(set(arguments.functions) - set(FUNCTIONS)):
-        parser.error(f"there is no function {', '.join(unknown)}; there are {', '.join(FUNCTIONS)}")
+    arguments = _arguments()
     console = Console(highlight=False, soft_wrap=True)
     try:
         target = Target(arguments.architecture, arguments.python, interpreter(arguments.python))
@@ -93,8 +87,19 @@ def main() -> int:
         return 1
     console.print(_table(written, target))
     if target.python == "3.11":
-        console.print("Lambda's python3.11 has glibc 2.26, google-re2 needs 2.27: for AWS take a newer --python.")
+        console.print("Lambda's python3.11 has glibc 2.26, these packages need 2.28: for AWS take a newer --python.")
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m infra.aws.packaging", description="Zips of the functions.")
+    parser.add_argument("functions", nargs="*", metavar="FUNCTION", help=f"{', '.join(FUNCTIONS)}; all, if none")
+    parser.add_argument("--architecture", choices=PLATFORMS, default="x86_64", help="%(choices)s; %(default)s, if none")
+    parser.add_argument("--python", metavar="3.N", default=RUNNING, help="Lambda's Python; %(default)s, if none")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.functions) - set(FUNCTIONS)):
+        parser.error(f"there is no function {', '.join(unknown)}; there are {', '.join(FUNCTIONS)}")
+    return arguments
 
 
 def interpreter(python: str) -> str:
@@ -168,6 +173,15 @@ def _write(function: str, target: Target, folder: Path, before: dict[str, Any], 
     zipped = folder / f"{function}.zip"
     if before.get("inputs") == inputs and zipped.is_file() and before["sha256"] == _sha256(zipped.read_bytes()):
         return before
+    _make(function, requirements, ours, target, zipped, console)
+    content = zipped.read_bytes()
+    facts = {"zip": zipped.name, "sha256": _sha256(content), "bytes": len(content)}
+    return {**facts, "unzipped_bytes": sum(entry.file_size for entry in _entries(zipped)), "inputs": inputs}
+
+
+def _make(
+    function: str, requirements: Path, ours: dict[str, Path], target: Target, zipped: Path, console: Console
+) -> None:
     with tempfile.TemporaryDirectory() as made:
         stage = Path(made)
         console.print(f"[dim]{function}: packages for {target.runtime} on {target.architecture}[/dim]")
@@ -176,11 +190,11 @@ def _write(function: str, target: Target, folder: Path, before: dict[str, Any], 
         _compile(target, stage, ours)
         console.print(f"[dim]{function}: zip[/dim]")
         _zip(stage, zipped)
-    with zipfile.ZipFile(zipped) as written:
-        unzipped = sum(entry.file_size for entry in written.infolist())
-    content = zipped.read_bytes()
-    facts = {"zip": zipped.name, "sha256": _sha256(content), "bytes": len(content), "unzipped_bytes": unzipped}
-    return {**facts, "inputs": inputs}
+
+
+def _entries(zipped: Path) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(zipped) as opened:
+        return opened.infolist()
 
 
 def _ours(function: str) -> dict[str, Path]:
@@ -266,8 +280,7 @@ def _table(written: dict[str, Path], target: Target) -> Table:
     for heading in ("function", "zip MB", "unzipped MB", "largest packages, zipped MB"):
         table.add_column(heading, justify="right" if heading.endswith("zip MB") else "left")
     for function, file in written.items():
-        with zipfile.ZipFile(file) as zipped:
-            entries = zipped.infolist()
+        entries = _entries(file)
         packages = Counter[str]()
         for entry in entries:
             packages[entry.filename.partition("/")[0]] += entry.compress_size

@@ -2,7 +2,7 @@
 
 Row changes come from a temporary replication slot, polled over an ordinary connection: no triggers, every writer
 seen, and the slot goes with its connection. PostgreSQL itself is asked, as the subscriber, who may see a row.
-Clients are told what hosted Realtime tells them. Presence is answered and always empty.
+Clients are told what hosted Realtime tells them.
 """
 
 import asyncio
@@ -11,9 +11,10 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NoReturn
 
 import anyio
@@ -24,13 +25,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from infra.local import channel_authorization, pgoutput, subscriptions
+from infra.local import channel_authorization, pgoutput, presence, subscriptions
 from infra.local.channel_authorization import EXTENSIONS, Unauthorized
 from infra.local.keys import Keys
 from infra.local.pgoutput import Change
-from infra.local.subscriptions import Binding, Query
+from infra.local.presence import Present
+from infra.local.subscriptions import Binding, Condition, Query
 
 POLL_SECONDS, POLL_CHANGES = 0.05, 500
+BATCH_CHANGES, BATCH_CLAIMS = 250, 50
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 5.0
 CONNECT_SECONDS = 5
 MAX_FRAME_BYTES, MAX_WAITING_BYTES = 5_000_000, 16_000_000
@@ -115,6 +118,8 @@ class Channel:
     broadcast: dict[str, Any]
     is_private: bool
     has_presence: bool
+    presence_key: str
+    present: Present | None = None
     bindings: tuple[Binding, ...] = ()
     claims_json: str = ""
     hears: frozenset[str] = frozenset()
@@ -130,6 +135,29 @@ class Channel:
 
     def tell(self, extension: str, status: str, text: str) -> None:
         self.push("system", {"channel": self.name, "extension": extension, "message": text, "status": status})
+
+
+Readers = dict[str, dict[Channel, list[int]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """The primary key of a table whose rows have changed, and its columns' types."""
+
+    key: Sequence[str]
+    types: subscriptions.Types
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """A change that somebody waits for; `readers` are, by their claims, the channels and the ids of their bindings."""
+
+    place: int
+    change: Change
+    table: Table
+    new: dict[str, Any]
+    old: dict[str, Any]
+    readers: Readers
 
 
 class Realtime:
@@ -220,7 +248,7 @@ class Realtime:
         elif message.event == "access_token":
             await self._renew(channel, message.payload.get("access_token"))
         elif message.event == "presence":
-            connection.reply(message, "ok" if await self._is_allowed(channel, "presence") else "error")
+            await self._note_presence(channel, message)
         elif message.event == "broadcast" and await self._is_allowed(channel, "broadcast"):
             skip = None if channel.broadcast.get("self") else connection
             self._fan_out(channel.topic, channel.is_private, message.payload, skip)
@@ -252,8 +280,7 @@ class Realtime:
         connection.reply(message, "ok", postgres_changes=echo)
         if echo:
             channel.tell("postgres_changes", *outcome)
-        if channel.has_presence and "presence" in channel.hears:
-            channel.push("presence_state", {})
+        self._show_presence(channel)
 
     async def _admit(self, channel: Channel, claims: dict[str, Any]) -> None:
         """Find out what is heard on the channel. Raises `Unauthorized` for nothing, and for less than before."""
@@ -280,7 +307,7 @@ class Realtime:
         bindings = tuple(subscriptions.binding(each) for each in wanted)
         if bindings:
             await asyncio.wait_for(self._following.wait(), CONNECT_SECONDS)
-            async with await self._connect() as database:
+            async with self._pool.connection(CONNECT_SECONDS) as database:
                 for binding in bindings:
                     await _check(database, binding, json.dumps(claims))
         return bindings
@@ -317,6 +344,7 @@ class Realtime:
 
     def _leave(self, channel: Channel) -> None:
         del self._channels[channel.connection, channel.topic]
+        self._set_presence(channel, None)
         channel.claims_json = ""
         if channel.expiry:
             channel.expiry.cancel()
@@ -330,12 +358,56 @@ class Realtime:
     async def _may_send(self, topic: str, claims_json: str, extension: str) -> bool:
         return await channel_authorization.may_send(self._pool, topic, claims_json, extension)
 
+    async def _note_presence(self, channel: Channel, message: Message) -> None:
+        event, says = message.payload.get("event"), message.payload.get("payload", {})
+        status = "ok"
+        if event == "untrack":
+            self._set_presence(channel, None)
+        elif event == "track" and isinstance(says, dict) and await self._is_allowed(channel, "presence"):
+            await self._track(channel, says)
+        else:
+            status = "error"
+        channel.connection.reply(message, status)
+
+    async def _track(self, channel: Channel, says: dict[str, Any]) -> None:
+        """Whoever is tracked hears of the others from then on, as hosted, whatever the channel was joined for."""
+        if not channel.has_presence:
+            await self._hear_presence(channel)
+        is_joined = self._channels.get((channel.connection, channel.topic)) is channel  # PostgreSQL was asked meanwhile
+        if is_joined and (channel.present is None or channel.present.says != says):
+            self._set_presence(channel, presence.present(channel.presence_key, says, channel.present))
+
+    async def _hear_presence(self, channel: Channel) -> None:
+        channel.has_presence = True
+        with suppress(Unauthorized, psycopg.OperationalError):
+            if channel.is_private:
+                asked = {"presence"}
+                channel.hears |= await channel_authorization.heard(self._pool, channel.name, channel.claims_json, asked)
+        self._show_presence(channel)
+
+    def _show_presence(self, channel: Channel) -> None:
+        if channel.has_presence and "presence" in channel.hears:
+            there = self._joined(channel.topic, channel.is_private)
+            channel.push("presence_state", presence.state(each.present for each in there))
+
+    def _set_presence(self, channel: Channel, present: Present | None) -> None:
+        left, channel.present = channel.present, present
+        if left or present:
+            diff = {"joins": presence.state([present]), "leaves": presence.state([left])}
+            for each in self._joined(channel.topic, channel.is_private):
+                if each.has_presence and "presence" in each.hears:
+                    each.push("presence_diff", diff)
+
     def _fan_out(self, topic: str, is_private: bool, message: dict[str, Any], skip: Connection | None = None) -> None:
-        """To whoever hears broadcasts; a private topic and a public one of the same name have nothing in common."""
-        for (connection, joined), channel in self._channels.items():
-            is_meant = joined == topic and channel.is_private == is_private
-            if is_meant and "broadcast" in channel.hears and connection is not skip:
+        """To whoever hears broadcasts."""
+        for channel in self._joined(topic, is_private):
+            if "broadcast" in channel.hears and channel.connection is not skip:
                 channel.push("broadcast", message)
+
+    def _joined(self, topic: str, is_private: bool) -> list[Channel]:
+        """A private topic and a public one of the same name have nothing in common."""
+        channels = self._channels.values()
+        return [channel for channel in channels if channel.topic == topic and channel.is_private == is_private]
 
     def _sender(self, request: Request) -> dict[str, Any] | None:
         """The claims of the bearer token, or of the API key where there is none; both must hold."""
@@ -353,36 +425,46 @@ class Realtime:
     async def _poll(self, log: Database, database: Database) -> None:
         await log.execute(pgoutput.ADVANCE_SLOT)
         cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
-        for change in pgoutput.changes(message for (message,) in await cursor.fetchall()):
-            try:
-                await self._deliver(database, change)
-            except psycopg.OperationalError:
-                raise
-            except (psycopg.Error, LookupError, ValueError, RecursionError) as failed:
-                logger.warning("a change of %s was not delivered: %s", change.relation.table, failed)
+        changes = list(pgoutput.changes(message for (message,) in await cursor.fetchall()))
+        for start in range(0, len(changes), BATCH_CHANGES):
+            await self._deliver(database, changes[start : start + BATCH_CHANGES])
 
-    async def _deliver(self, database: Database, change: Change) -> None:
-        """PostgreSQL is asked once for each set of claims, however many subscriptions have them."""
-        waiting = [(c, binding) for c in self._channels.values() for binding in c.bindings if binding.wants(change)]
+    async def _deliver(self, database: Database, changes: Sequence[Change]) -> None:
+        """PostgreSQL is asked once about changes that are alike, and once for each set of claims, however many
+        subscriptions have them."""
+        alike = subscriptions.alike(changes)
+        told = [each for places in alike for each in await self._told(database, changes, places)]
+        told.sort(key=lambda each: each.place)
+        claims = list(dict.fromkeys(claims_json for each in told for claims_json in each.readers))
+        for start in range(0, len(claims), BATCH_CLAIMS):
+            for claims_json, shown in (await _shown(database, told, claims[start : start + BATCH_CLAIMS])).items():
+                self._tell(claims_json, [(each, shown[each.place]) for each in told if shown.get(each.place)])
+
+    async def _told(self, database: Database, changes: Sequence[Change], places: Sequence[int]) -> list[Told]:
+        """What there is to tell of changes that are alike. One that can't be read takes none of the others with it."""
+        alike = [changes[place] for place in places]
+        waiting = [(c, binding) for c in self._channels.values() for binding in c.bindings if binding.wants(alike[0])]
         if not waiting:
-            return
-        key, types = await _row(database, subscriptions.describe(change.relation))
-        if not key:
-            logger.warning("%s has no primary key, so its changes reach nobody", change.relation.table)
-            return
-        conditions = list({c for _, binding in waiting for c in binding.conditions if c.column in change.row})
-        new, old, answers = await _row(database, subscriptions.typed(change, types, conditions))
-        met = {condition for condition, is_met in zip(conditions, answers, strict=True) if is_met}
-        ids: dict[str, dict[Channel, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for channel, binding in waiting:
-            if binding.conditions <= met:
-                ids[channel.claims_json][channel].append(binding.id)
-        for claims_json, readers in ids.items():
-            if shown := await _shown(database, change, key, claims_json):
-                data = subscriptions.payload(change, types, shown, new, old)
-                for channel, matched in readers.items():
+            return []
+        try:
+            return await _read(database, dict(zip(places, alike, strict=True)), waiting)
+        except psycopg.OperationalError:
+            raise
+        except (psycopg.Error, LookupError, ValueError, RecursionError) as failed:
+            if len(places) > 1:
+                return [each for place in places for each in await self._told(database, changes, [place])]
+            logger.warning("a change of %s was not delivered: %s", alike[0].relation.table, failed)
+            return []
+
+    def _tell(self, claims_json: str, shown: Sequence[tuple[Told, set[str]]]) -> None:
+        for each, columns in shown:
+            try:
+                data = subscriptions.payload(each.change, each.table.types, columns, each.new, each.old)
+                for channel, ids in each.readers[claims_json].items():
                     if channel.claims_json == claims_json:  # it may have left since, or have another token
-                        channel.push("postgres_changes", {"ids": matched, "data": data})
+                        channel.push("postgres_changes", {"ids": ids, "data": data})
+            except (ValueError, RecursionError) as failed:
+                logger.warning("a change of %s was not delivered: %s", each.change.relation.table, failed)
 
 
 async def _check(database: Database, binding: Binding, claims_json: str) -> None:
@@ -399,17 +481,73 @@ async def _check(database: Database, binding: Binding, claims_json: str) -> None
         raise ValueError(f"{UNABLE} {str(refused).splitlines()[0]}: {binding}") from refused
 
 
-async def _shown(database: Database, change: Change, key: Collection[str], claims_json: str) -> set[str]:
-    """The columns of the changed row that a subscriber gets; none if they may not see the row."""
+async def _read(
+    database: Database, alike: Mapping[int, Change], waiting: Sequence[tuple[Channel, Binding]]
+) -> list[Told]:
+    first = next(iter(alike.values()))
+    key, types = await _row(database, subscriptions.describe(first.relation))
+    if not key:
+        logger.warning("%s has no primary key, so its changes reach nobody", first.relation.table)
+        return []
+    table = Table(key, types)
+    conditions = list({c for _, binding in waiting for c in binding.conditions if c.column in first.row})
+    cursor = await database.execute(*subscriptions.typed(list(alike.values()), types, conditions))
+    readers = cache(
+        lambda answers: _readers(waiting, {c for c, is_met in zip(conditions, answers, strict=True) if is_met})
+    )
+    return [
+        Told(place, change, table, new, old, readers(tuple(answers)))
+        for (place, change), (new, old, answers) in zip(alike.items(), await cursor.fetchall(), strict=True)
+    ]
+
+
+def _readers(waiting: Sequence[tuple[Channel, Binding]], met: set[Condition]) -> Readers:
+    readers: Readers = defaultdict(lambda: defaultdict(list))
+    for channel, binding in waiting:
+        if channel.claims_json and binding.conditions <= met:  # it may have left meanwhile
+            readers[channel.claims_json][channel].append(binding.id)
+    return readers
+
+
+async def _shown(database: Database, told: Sequence[Told], claims: Sequence[str]) -> dict[str, dict[int, set[str]]]:
+    """For each of the claims, by its place what they may see of each change: the columns."""
+    tables = dict.fromkeys(each.table for each in told)
+    questions = [
+        (claims_json, asked)
+        for claims_json in claims
+        for table in tables
+        if (asked := tuple(each for each in told if each.table is table and claims_json in each.readers))
+    ]
+    shown: dict[str, dict[int, set[str]]] = {claims_json: {} for claims_json in claims}
+    for (claims_json, alike), (columns, places) in zip(questions, await _seen(database, questions), strict=True):
+        if alike[0].change.type == "DELETE" and json.loads(claims_json)["role"] != "service_role":
+            columns &= set(alike[0].table.key)  # nobody can say whether a row that is gone was theirs to see
+        shown[claims_json].update((alike[place].place, columns) for place in places)
+    return shown
+
+
+async def _seen(
+    database: Database, questions: Sequence[tuple[str, tuple[Told, ...]]]
+) -> list[tuple[set[str], Sequence[int]]]:
+    """The answers of `subscriptions.seen`, all in one go: waiting for each would take longer than PostgreSQL does."""
+    query = cache(
+        lambda alike: subscriptions.seen([each.change for each in alike], alike[0].table.types, alike[0].table.key)
+    )
     try:
-        async with _acting_as(database, claims_json):
-            is_visible, columns = await _row(database, subscriptions.seen(change, key))
+        async with database.pipeline(), database.transaction(force_rollback=True):
+            cursors = []
+            for claims_json, alike in questions:
+                await database.execute(subscriptions.ACT_AS, [claims_json])
+                cursors.append(await database.execute(*query(alike)))
+            rows = [await cursor.fetchall() for cursor in cursors]
+    except psycopg.OperationalError:
+        raise
     except psycopg.Error as refused:
-        logger.info("a subscriber may not read %s: %s", change.relation.table, refused)
-        return set()
-    if change.type == "DELETE" and json.loads(claims_json)["role"] != "service_role":
-        return set(columns) & set(key)  # nobody can say whether a row that is gone was theirs to see
-    return set(columns) if is_visible else set()
+        if len(questions) > 1:  # one that may not read takes none of the others with it
+            return [answer for question in questions for answer in await _seen(database, [question])]
+        logger.info("a subscriber may not read %s: %s", questions[0][1][0].change.relation.table, refused)
+        return [(set(), [])]
+    return [(set(columns), places) for ((columns, places),) in rows]
 
 
 @asynccontextmanager
@@ -450,13 +588,15 @@ def _binary_broadcast(frame: bytes) -> Message:
 
 def _channel(connection: Connection, message: Message, config: dict[str, Any]) -> Channel:
     """The channel that a client wants to join."""
+    wanted = _object(config.get("presence"))
     return Channel(
         connection,
         message.topic,
         message.join_ref,
         broadcast=_object(config.get("broadcast")),
         is_private=bool(config.get("private")),
-        has_presence=bool(_object(config.get("presence")).get("enabled")),
+        has_presence=bool(wanted.get("enabled")),
+        presence_key=presence.key(wanted.get("key")),
     )
 
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import sql
 
-from infra.local.pgoutput import Change, Relation, Row
+from infra.local.pgoutput import Change, Relation
 
 MAX_ROW_BYTES = 2**20
 SHORT_BYTES = 64
@@ -41,11 +42,24 @@ DESCRIBE = """
         join pg_namespace n on n.oid = t.typnamespace
       )
 """
+# Values are texts until PostgreSQL has made rows of them: so one query does for however many changes.
+TYPED = sql.SQL("""
+    select to_jsonb(new), to_jsonb(old), array[{}]::boolean[]
+    from jsonb_array_elements(%s::jsonb) with ordinality as changed (texts, place)
+    cross join lateral (select {}) as new
+    cross join lateral (select {}) as old
+    order by changed.place
+""")
 SEEN = sql.SQL("""
-    select not c.relrowsecurity or {}, array(
-      select attname::text from pg_attribute
-      where attrelid = c.oid and attnum > 0 and not attisdropped and has_column_privilege(attrelid, attnum, 'select')
-    )
+    select
+      array(
+        select attname::text from pg_attribute
+        where attrelid = c.oid and attnum > 0 and not attisdropped and has_column_privilege(attrelid, attnum, 'select')
+      ),
+      array(
+        select place - 1 from jsonb_array_elements(%s::jsonb) with ordinality as changed (texts, place)
+        where not c.relrowsecurity or {}
+      )
     from pg_class c where c.oid = %s
 """)
 OPERATORS = {
@@ -141,23 +155,42 @@ def describe(relation: Relation) -> Query:
     return sql.SQL(DESCRIBE), [relation.oid, names, oids]
 
 
-def typed(change: Change, types: Types, conditions: Sequence[Condition]) -> Query:
-    """Asks for `new` and `old` as PostgREST prints them, and for an array that says which conditions are met."""
-    met = [condition.expression("new" if change.new else "old") for condition in conditions]
-    query = sql.SQL(
-        "select to_jsonb(new), to_jsonb(old), array[{}]::boolean[] from (select {}) as new, (select {}) as old"
-    ).format(sql.SQL(", ").join(met), _literals(change.new, types), _literals(change.old, types))
-    return query, [*(condition.value for condition in conditions), *change.new.values(), *change.old.values()]
+def alike(changes: Sequence[Change]) -> list[list[int]]:
+    """The places of the changes that can be asked for together: of one kind and one table, with the same columns."""
+    places: dict[object, list[int]] = defaultdict(list)
+    for place, change in enumerate(changes):
+        places[change.type, change.relation, tuple(change.new), tuple(change.old)].append(place)
+    return list(places.values())
 
 
-def seen(change: Change, key: Collection[str]) -> Query:
-    """Asks, as a subscriber, whether the row is theirs to see, and which columns; everybody sees a DELETE."""
-    relation = change.relation
-    if not change.new:
-        return SEEN.format(sql.SQL("true")), [relation.oid]
-    is_row = sql.SQL(" and ").join(sql.SQL("{} = %s").format(_name(column)) for column in key)
-    exists = sql.SQL("exists (select from {} where {})").format(_name(relation.schema, relation.table), is_row)
-    return SEEN.format(exists), [*(change.new[column] for column in key), relation.oid]
+def typed(changes: Sequence[Change], types: Types, conditions: Sequence[Condition]) -> Query:
+    """Asks for a row for each of changes that are alike: `new` and `old` as PostgREST prints them, and an array that
+    says which conditions are met."""
+    first = changes[0]
+    met = [condition.expression("new" if first.new else "old") for condition in conditions]
+    new = [_typed(place, types[column], column) for place, column in enumerate(first.new)]
+    old = [_typed(place, types[column], column) for place, column in enumerate(first.old, start=len(new))]
+    query = TYPED.format(*(sql.SQL(", ").join(part) for part in (met, new, old)))
+    texts = [[*change.new.values(), *change.old.values()] for change in changes]
+    return query, [*(condition.value for condition in conditions), json.dumps(texts)]
+
+
+def seen(changes: Sequence[Change], types: Types, key: Sequence[str]) -> Query:
+    """Asks, as a subscriber, for the columns of a table that are theirs to see, and for the places of the rows.
+
+    Of changes that are alike; everybody sees a DELETE.
+    """
+    first, is_present = changes[0], sql.SQL("true").format()
+    if first.new:
+        is_row = [
+            sql.SQL("{} = {}").format(_name("present", column), _value_of(place, types[column]))
+            for place, column in enumerate(key)
+        ]
+        is_present = sql.SQL("exists (select from {} as present where {})").format(
+            _name(first.relation.schema, first.relation.table), sql.SQL(" and ").join(is_row)
+        )
+    texts = [[change.row.get(column) for column in key] for change in changes]
+    return SEEN.format(is_present), [json.dumps(texts), first.relation.oid]
 
 
 def possible(binding: Binding) -> Query:
@@ -168,9 +201,12 @@ def possible(binding: Binding) -> Query:
     return query, [condition.value for condition in conditions]
 
 
-def _literals(row: Row, types: Types) -> sql.Composed:
-    literals = [sql.SQL("%s::{} as {}").format(_name(*types[column]), _name(column)) for column in row]
-    return sql.SQL(", ").join(literals)
+def _typed(place: int, type_name: tuple[str, str], column: str) -> sql.Composed:
+    return sql.SQL("{} as {}").format(_value_of(place, type_name), _name(column))
+
+
+def _value_of(place: int, type_name: tuple[str, str]) -> sql.Composed:
+    return sql.SQL("(changed.texts ->> {})::{}").format(place, _name(*type_name))
 
 
 def _name(*names: str) -> sql.Identifier:

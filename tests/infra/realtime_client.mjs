@@ -4,7 +4,15 @@ import { createClient } from "@supabase/supabase-js";
 const [url, key, token, table] = process.argv.slice(2);
 const print = (value) => console.log(JSON.stringify(value));
 
-const client = createClient(url, key, { realtime: { transport: WebSocket } });
+// Of a connection that never opens Node 20 fires `error` alone, where browsers and later ones fire `close` too.
+class Transport extends WebSocket {
+  constructor(...args) {
+    super(...args);
+    this.addEventListener("error", () => this.dispatchEvent(new Event("close")));
+  }
+}
+
+const client = createClient(url, key, { realtime: { transport: Transport, reconnectAfterMs: () => 100 } });
 await client.realtime.setAuth(token);
 
 const channel = client.channel("javascript", { config: { broadcast: { ack: true } } });

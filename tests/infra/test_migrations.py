@@ -21,6 +21,7 @@ MIGRATIONS = ROOT / "sql/migrations"
 BOOTSTRAP = ROOT / "infra/local/lite/bootstrap.sql"
 RECORDS = "select version, name, statements from supabase_migrations.schema_migrations order by version"
 Supabase = Callable[[Path, str, str], str]
+needs_cli = pytest.mark.skipif(not CLI.exists(), reason="npm has this machine's CLI under another name than linux-x64")
 # What a splitter at semicolons would cut in two.
 TRAPS = r"""
 -- a; comment
@@ -67,12 +68,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def supabase(tmp_path: Path) -> "Supabase":
-    """The real CLI: gives what `supabase migration <command>` prints, for the `supabase` folder in a project."""
+    """The real CLI: gives what `supabase <command>` prints, for the `supabase` folder in a project."""
 
     def run(project: Path, command: str, database_url: str) -> str:
         done = subprocess.run(
-            [CLI, "--workdir", project, "--yes", "migration", command, "--db-url", database_url],
-            env={"HOME": str(tmp_path), "SUPABASE_TELEMETRY_DISABLED": "1"},
+            [CLI, "--workdir", project, "--yes", *command.split(), f"--remote={database_url}"],
+            env={
+                "HOME": str(tmp_path),
+                "HTTPS_PROXY": "http://127.0.0.1:9",  # nothing outside is needed
+                "SUPABASE_TELEMETRY_DISABLED": "1",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -95,28 +100,48 @@ def tables(database_url: str) -> list[str]:
         return [name for (name,) in found]
 
 
+@needs_cli
 def test_the_cli_applies_what_our_runner_then_takes_as_done(supabase: Supabase, database_url: str) -> None:
     files = sorted(file.name for file in MIGRATIONS.glob("*.sql"))
 
-    applied = supabase(ROOT / "infra", "up", database_url)
+    applied = supabase(ROOT / "infra", "migration up", database_url)
 
     assert all(file in applied for file in files)
-    assert "up to date" in supabase(ROOT / "infra", "up", database_url)
+    assert "up to date" in supabase(ROOT / "infra", "migration up", database_url)
     assert migrations.apply(database_url, MIGRATIONS) == []
 
 
+@needs_cli
+def test_the_cli_pushes_what_it_has_told_in_a_dry_run(supabase: Supabase, database_url: str) -> None:
+    files = sorted(file.name for file in MIGRATIONS.glob("*.sql"))
+
+    told = supabase(ROOT / "infra", "db push --dry-run", database_url)
+
+    assert all(file in told for file in files)
+    assert tables(database_url) == []
+
+    pushed = supabase(ROOT / "infra", "db push", database_url)
+
+    assert all(file in pushed for file in files)
+    assert "conversations" in tables(database_url)
+    for command in ("db push --dry-run", "db push", "migration up"):
+        assert "up to date" in supabase(ROOT / "infra", command, database_url)
+
+
+@needs_cli
 def test_our_runner_applies_what_the_cli_then_takes_as_done(supabase: Supabase, database_url: str) -> None:
     files = sorted(file.name for file in MIGRATIONS.glob("*.sql"))
 
     assert migrations.apply(database_url, MIGRATIONS) == files
 
-    listed = supabase(ROOT / "infra", "list", database_url)
+    listed = supabase(ROOT / "infra", "migration list", database_url)
     assert all(listed.count(f"`{file.partition('_')[0]}`") == 2 for file in files)  # local and remote
-    assert "up to date" in supabase(ROOT / "infra", "up", database_url)
+    assert "up to date" in supabase(ROOT / "infra", "migration up", database_url)
 
 
+@needs_cli
 def test_both_leave_the_same_schema_and_the_same_records(stack: Stack, supabase: Supabase, database_url: str) -> None:
-    supabase(ROOT / "infra", "up", database_url)
+    supabase(ROOT / "infra", "migration up", database_url)
 
     with hosted_database(stack) as ours:
         migrations.apply(ours, MIGRATIONS)
@@ -125,10 +150,11 @@ def test_both_leave_the_same_schema_and_the_same_records(stack: Stack, supabase:
         assert _dump(ours, "public", "private") == _dump(database_url, "public", "private")
 
 
+@needs_cli
 def test_both_cut_a_file_into_the_same_statements(supabase: Supabase, database_url: str, folder: Path) -> None:
     (folder / "20260101000001_set_traps.sql").write_text(TRAPS)
 
-    supabase(folder.parents[1], "up", database_url)
+    supabase(folder.parents[1], "migration up", database_url)
 
     _, (_, name, statements) = records(database_url)
     assert name == "set_traps"

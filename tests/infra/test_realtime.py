@@ -32,6 +32,7 @@ NOTES = """
         details jsonb,
         "100%" text,
         made_at timestamptz,
+        place text,
         secret text
     );
     alter table public.realtime_notes enable row level security;
@@ -315,6 +316,35 @@ async def test_a_row_that_can_no_longer_be_read_stops_nothing(stack: Stack, note
     assert (heard, await notes.slot()) == ([2], slot)
 
 
+async def test_changes_of_one_transaction_come_in_their_order(stack: Stack, notes: Notes) -> None:
+    async with listening(stack, token(stack, ADA)) as ada:
+        with notes.database.transaction():
+            notes.add(1, owner=ADA)
+            notes.database.execute("update public.realtime_notes set body = 'second'")
+            notes.add(2, owner=ADA)
+        heard = [await ada.change() for _ in range(3)]
+
+    assert [(change["type"], change["record"]["id"]) for change in heard] == [
+        ("INSERT", 1),
+        ("UPDATE", 1),
+        ("INSERT", 2),
+    ]
+
+
+async def test_a_row_too_deep_to_be_told_takes_no_other_with_it(stack: Stack, notes: Notes) -> None:
+    async with listening(stack, token(stack, ADA)) as ada:
+        with notes.database.transaction():
+            notes.add(1, owner=ADA)
+            notes.database.execute(
+                "insert into public.realtime_notes (id, owner, details)"
+                " values (2, %s, (repeat('[', 2000) || repeat(']', 2000))::jsonb)",
+                [ADA],
+            )
+            notes.add(3, owner=ADA)
+
+        assert await ada.ids(2) == [1, 3]
+
+
 async def test_a_reader_without_the_right_to_read_disturbs_nobody(stack: Stack, notes: Notes) -> None:
     notes.database.execute("revoke select on public.realtime_notes from anon")
     slot = await notes.slot()
@@ -403,16 +433,6 @@ async def test_bad_keys_are_refused(stack: Stack) -> None:
     assert all(reply["status"] == "error" and "InvalidJWTToken" in reply["response"]["reason"] for reply in replies)
     assert [response.status_code for response in posts] == [401, 401, 401]
     assert all(response.json() == {"message": "Unauthorized"} for response in posts)
-
-
-async def test_presence_is_answered(stack: Stack) -> None:
-    async with socket(stack) as raw:
-        await raw.join("people", config={"presence": {"enabled": True}})
-        state = await raw.heard(event="presence_state")
-        await raw.send("people", "presence", {"type": "presence", "event": "track", "payload": {}}, ref="9")
-        tracked = await raw.heard(ref="9")
-
-    assert (state["payload"], tracked["payload"]["status"]) == ({}, "ok")
 
 
 @pytest.mark.parametrize("how", ["expires", "is replaced by a bad one", "is replaced by another user's"])
