@@ -94,7 +94,7 @@ def check_settings(stage: Stage) -> None:
 
 def check_parameters(stage: Stage) -> None:
     """Raises `StageError` with the command for each secret that is needed and isn't in the store."""
-    ssm, names = _client(stage, "ssm"), stage.needed_parameters()
+    ssm, names = client(stage, "ssm"), stage.needed_parameters()
     kept: dict[str, str] = {}
     for at in range(0, len(names), BATCH):
         paths = [f"{stage.path}/{name}" for name in names[at : at + BATCH]]
@@ -136,7 +136,7 @@ def lint(made: Path) -> None:
 def account_of(stage: Stage) -> str:
     """The account whose credentials there are. Raises `StageError` without any."""
     try:
-        return str(_client(stage, "sts").get_caller_identity()["Account"])
+        return str(client(stage, "sts").get_caller_identity()["Account"])
     except (BotoCoreError, ClientError) as error:
         how = "run `aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise StageError(f"There are no credentials that AWS takes ({error}): {how}.") from error
@@ -144,20 +144,20 @@ def account_of(stage: Stage) -> str:
 
 def outputs_of(stage: Stage) -> dict[str, str]:
     """The outputs of the stage's stack."""
-    [stack] = _client(stage, "cloudformation").describe_stacks(StackName=_stack(stage))["Stacks"]
+    [stack] = client(stage, "cloudformation").describe_stacks(StackName=_stack(stage))["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
 
 def deployments(stage: Stage) -> tuple[list[str], str]:
     """The timestamps of those that are kept, the oldest first, and of the one in use. Raises `StageError`."""
-    cloudformation = _client(stage, "cloudformation")
+    cloudformation = client(stage, "cloudformation")
     try:
         resources = cloudformation.describe_stack_resources(StackName=_stack(stage))["StackResources"]
     except ClientError as error:
         raise StageError(f"{stage.name} isn't deployed ({error.response['Error']['Message']}).") from error
     [bucket] = [each for each in resources if each["LogicalResourceId"] == "ServerlessDeploymentBucket"]
     prefix = f"serverless/{SERVICE}/{stage.name}/"
-    listed = _client(stage, "s3").list_objects_v2(Bucket=bucket["PhysicalResourceId"], Prefix=prefix, Delimiter="/")
+    listed = client(stage, "s3").list_objects_v2(Bucket=bucket["PhysicalResourceId"], Prefix=prefix, Delimiter="/")
     folders = [each["Prefix"].removeprefix(prefix) for each in listed.get("CommonPrefixes", [])]
     body = cloudformation.get_template(StackName=_stack(stage))["TemplateBody"]
     code = (body if isinstance(body, str) else json.dumps(body)).partition(prefix)[2]
@@ -213,8 +213,9 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
         raise StageError(f"{' '.join(command[:4])} … failed:\n{done.stdout.strip()}")
 
 
-def _client(stage: Stage, service: Any) -> Any:
-    return boto3.client(service, region_name=stage.deployment("AWS_REGION"))
+def client(stage: Stage, service: Any) -> Any:
+    """AWS's client for a service, by the credentials there are now: boto3's own session keeps those it had first."""
+    return boto3.Session(region_name=stage.deployment("AWS_REGION")).client(service)
 
 
 def _stack(stage: Stage) -> str:

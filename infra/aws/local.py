@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import boto3
 import httpx
 from rich.console import Console
 
@@ -84,6 +83,7 @@ def ministack(folder: Path) -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=stack.follow(os.getpid(), signal.SIGTERM),
         )
         cleanup.callback(_stop, process)
         _wait(process, ports.url(port))
@@ -105,7 +105,7 @@ def deploy(environment: Mapping[str, str], packages: Path) -> dict[str, str]:
     """Put the secrets into the store and deploy, by the environment's credentials; gives the outputs."""
     to = stage(environment)
     deploying.check_settings(to)
-    ssm = boto3.client("ssm")
+    ssm = deploying.client(to, "ssm")
     for name in {name for function in FUNCTIONS for name in to.parameters(function)} & environment.keys():
         path = f"{to.path}/{name}"
         ssm.put_parameter(Name=path, Value=environment[name], Type="SecureString", Overwrite=True)

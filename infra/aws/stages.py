@@ -32,6 +32,7 @@ OWN = {
 NEEDED = ("SUPABASE_SECRET_KEY", "S3_PROTOCOL_ACCESS_KEY_SECRET")
 NEEDED_SETTINGS = ("AWS_REGION", "S3_PROTOCOL_ACCESS_KEY_ID")
 DEPLOYMENTS = {"AWS_REGION": "us-east-1", "ARCHITECTURE": "x86_64", "CONCURRENCY": "shared", "ALARM_EMAIL": ""}
+CHOICES = {"ARCHITECTURE": ("x86_64", "arm64"), "CONCURRENCY": ("shared", "reserved")}
 BESIDES = ("ALLOWED_ORIGINS", "PARAMETERS_SECONDS")  # read apart from the rest of the settings
 TEMPLATES = ("QUEUE_URL", "DEPLOYMENT_QUEUE_URL", "EXPORT_QUEUE_URL", "TRAINING_BUCKET")  # and these it makes itself
 ENVIRONMENT_BYTES = 4096  # Lambda's, for all variables of a function
@@ -90,7 +91,7 @@ class Stage:
                 found.append(f"{name}: there is no such setting")
         size = len("".join([*self.environment, *self.environment.values()]).encode())
         if size > ENVIRONMENT_BYTES * 3 // 4:  # the rest is the template's
-            found.append(f"{size} bytes are more than Lambda's environment takes: MODELS may stand in a MODELS_FILE")
+            found.append(f"{size} bytes are more than Lambda's environment takes: shorten them")
         if malformed := _malformed(self.values):
             found.append(f"missing or malformed: {', '.join(malformed)}")
         return sorted(found)
@@ -195,4 +196,5 @@ def _malformed(values: Mapping[str, str]) -> list[str]:
         named = {str(problem["loc"][0]).upper() for problem in problems}
     else:
         named = set()
-    return sorted(named | ({*NEEDED_SETTINGS} - {*values}))
+    strange = {name for name, choices in CHOICES.items() if values.get(name, choices[0]) not in choices}
+    return sorted(named | strange | ({*NEEDED_SETTINGS} - {*values}))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import boto3
 import httpx
 import psycopg
 import pytest
@@ -52,7 +51,7 @@ class Deployed:
     stack: Stack
 
     def aws(self, service: Any) -> Any:
-        return boto3.client(service)
+        return deploying.client(local.stage(self.stack.environment), service)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         return httpx.request(method, self.url + path, json=body, headers=headers, timeout=WAIT_SECONDS)

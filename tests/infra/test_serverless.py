@@ -34,7 +34,7 @@ QUEUES = {"ai-finance": "AiFinance", "deploy-model": "DeployModel", "export-trai
 LAMBDAS_METRICS = {"Errors", "Throttles", "Duration"}
 Template = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(120)  # the first test waits for osls and for cfn-lint's imports
+pytestmark = pytest.mark.timeout(180)  # the first test waits for osls and for cfn-lint's imports
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +439,7 @@ def test_concurrency_is_reserved_and_alarms_are_sent_where_a_stage_says_so(
 
 def test_a_stage_names_all_that_is_wrong_with_it_and_what_to_do() -> None:
     values = {"MODEL_API_KEY": "sk-1", "GROQ_API_KEY": "gsk-2", "MODLE_NAME": "x", "QUEUE_URL": "https://sqs.example"}
+    values |= {"CONCURRENCY": "much"}
 
     with pytest.raises(StageError) as caught:
         deploying.check_settings(Stage("test", values, ".env.test"))
@@ -448,7 +449,7 @@ def test_a_stage_names_all_that_is_wrong_with_it_and_what_to_do() -> None:
     assert "QUEUE_URL: the template says that itself" in told
     for name in ("MODEL_API_KEY", "GROQ_API_KEY"):
         assert f"--name /supabase-ai-gateway/test/{name} --type SecureString" in told
-    for name in ("SUPABASE_URL", "EMBEDDING_MODEL", "S3_PROTOCOL_ACCESS_KEY_ID", "AWS_REGION"):
+    for name in ("SUPABASE_URL", "EMBEDDING_MODEL", "S3_PROTOCOL_ACCESS_KEY_ID", "AWS_REGION", "CONCURRENCY"):
         assert name in told.rpartition("missing or malformed: ")[2]
     assert "sk-1" not in told
     assert "gsk-2" not in told
@@ -520,5 +521,5 @@ def test_without_credentials_it_is_said_how_to_have_some(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
-    with pytest.raises(StageError, match=r"no credentials.*aws configure"):
+    with pytest.raises(StageError, match=r"Unable to locate credentials.*aws configure"):
         deploying.account_of(Stage("test", SETTINGS, ".env.test"))
