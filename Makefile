@@ -8,7 +8,7 @@ ARCHITECTURE := x86_64
 PYTHON_VERSION := 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-realtime check package reset lock
+.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-coldstart bench-realtime check package playground reset lock
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
 test: $(INSTALLED) ## every test, in three processes with a stack each
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
-bench: bench-retrieval bench-gateway bench-deploy bench-export bench-realtime ## every benchmark table, beside the rivals in the same run
+bench: bench-retrieval bench-gateway bench-deploy bench-export bench-coldstart bench-realtime ## every benchmark table, beside the rivals in the same run
 
 bench-retrieval: $(INSTALLED) ## how much is found, and how fast among 100,000 rows (ROWS=1000000: hours)
 	@$(PYTHON) -m tests.benchmarks.retrieval --rows $(ROWS)
@@ -38,6 +38,9 @@ bench-deploy: $(INSTALLED) ## a model's file from S3 into Storage, beside boto3'
 bench-export: $(INSTALLED) ## a million liked conversations into a training file, beside the guide's code made complete
 	@$(PYTHON) -m tests.benchmarks.export
 
+bench-coldstart: $(INSTALLED) ## from a function's process to its first answer, beside a bare app, LiteLLM and LangChain
+	@$(PYTHON) -m tests.benchmarks.coldstart
+
 bench-realtime: $(INSTALLED) ## how long after an INSERT its reader has the row, beside NOTIFY and polling
 	@$(PYTHON) -m tests.benchmarks.realtime
 
@@ -49,6 +52,9 @@ check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
 
 package: $(INSTALLED) ## the functions' zips for Lambda, into .local/package (ARCHITECTURE=arm64, PYTHON_VERSION=3.12)
 	@$(PYTHON) -m infra.aws.packaging --architecture $(ARCHITECTURE) --python $(PYTHON_VERSION)
+
+playground: $(INSTALLED) ## the page for a hosted project, into .local/playground (SUPABASE_URL=… SUPABASE_PUBLISHABLE_KEY=… FUNCTIONS_URL=…)
+	@$(PYTHON) -m infra.local.playground "$(SUPABASE_URL)" "$(SUPABASE_PUBLISHABLE_KEY)" $(FUNCTIONS_URL)
 
 reset: $(INSTALLED) ## delete the embedded stack's data
 	@$(PYTHON) -m infra.local reset

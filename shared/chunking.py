@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from markdown_it import MarkdownIt
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 Format = Literal["markdown", "text", "json"]
 Kind = Literal["prose", "lines", "code", "table"]
@@ -46,7 +48,6 @@ KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table_open": "
 NAMES = ("title", "name", "symbol", "id")  # what a JSON record may be called by
 
 # CommonMark has too many corners (fences in lists, lazy quotes) for a parser of ours; blocks are all that is needed.
-MARKDOWN = MarkdownIt("commonmark").enable("table").disable(["inline", "text_join"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,19 @@ def count_tokens(text: str) -> float:
     return total
 
 
+@cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt  # which no question needs
+
+    return MarkdownIt("commonmark").enable("table").disable(["inline", "text_join"])
+
+
 def _read_markdown(text: str) -> list[Section]:
     front = FRONT_MATTER.match(text)
     body = text[front.end() :] if front else text
     lines = body.splitlines(keepends=True)
     sections, stack, covered = [Section(())], list[tuple[int, str]](), 0
-    tokens = MARKDOWN.parse(body)
+    tokens = _markdown().parse(body)
     for number, token in enumerate(tokens):
         if token.level or token.map is None or token.nesting < 0:
             continue

@@ -36,10 +36,11 @@ import string
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, Self
@@ -78,7 +79,7 @@ SAID = (
     r"|explain|show|reveal|describe|disclose|have|offer|discuss)"
 )
 NOT = r"(?: not|n't| never)"
-REFUSAL = re.compile(
+REFUSAL = (
     rf"\b(?:do|did){NOT} (?:actually |really )?(?:know|hold the answer|contain the answer)\b"
     rf"|\b(?:can(?:not| not|'t)|could{NOT}|(?:am|are|'m|'re) (?:not able|unable) to|(?:am|'m) afraid i can't)"
     r" (?:be )?(?:know|say|tell|answer|find|determine|provide|give|answered|determined|found)\b"
@@ -103,8 +104,7 @@ REFUSAL = re.compile(
     r"|不知道|不清楚|没有(?:提|说|信息)|未提"
 )
 # For `signs`: without borders of words, of which RE2 knows ASCII's only.
-REFUSAL_SIGN = f"(?i:{REFUSAL.pattern})".replace(r"\b", "").replace(r"\w", WORD).replace(" ", f"{SPACE}+")
-SCAN_REFUSAL = scanner([REFUSAL_SIGN])
+REFUSAL_SIGN = f"(?i:{REFUSAL})".replace(r"\b", "").replace(r"\w", WORD).replace(" ", f"{SPACE}+")
 
 
 class Known(BaseModel):
@@ -386,14 +386,24 @@ def f1(answer: str, wanted: str) -> float:
     return 2 * shared / (len(said) + len(hoped)) if shared else 0.0
 
 
+@cache
+def _scan_refusal() -> Callable[[bytes], list[int]]:
+    return scanner([REFUSAL_SIGN])
+
+
+@cache
+def _refusal() -> re.Pattern[str]:
+    return re.compile(REFUSAL)
+
+
 def refuses(answer: str) -> bool:
     """Whether the answer says, somewhere, that it isn't known.
 
     By words: an answer that says so and then guesses all the same passes for one; what it might guess can be forbidden.
     """
     plain = answer if answer.isascii() else folded(unicodedata.normalize("NFKC", answer).replace("’", "'"))
-    only_any_texts = len(SCAN_REFUSAL(plain.encode(errors="replace"))) == 1
-    return not only_any_texts and bool(REFUSAL.search(_folded(answer)))
+    only_any_texts = len(_scan_refusal()(plain.encode(errors="replace"))) == 1
+    return not only_any_texts and bool(_refusal().search(_folded(answer)))
 
 
 def compare(own: Mapping[str, Answer], others: Mapping[str, Answer], tolerance: float) -> Comparison | None:

@@ -33,11 +33,11 @@ from shared.errors import Conflict, DatabaseUnavailable, GatewayError, InvalidRe
 from shared.models import Deadline
 from shared.prompting import Exchange
 from shared.registry import Text
+from shared.splits import SPLIT_SALT, split
 from shared.storage import DATASETS, SignedDownloads, Storage
 from shared.telemetry import logger
 from shared.training_data import CALL_SECONDS, Lost
 from shared.training_formats import Name, Row
-from shared.training_quality import RULES, SPLIT_SALT, split
 from shared.transfers import Destination
 from shared.wire import Wire
 
@@ -134,6 +134,8 @@ async def begin(clients: Clients, export: Export, actor: str, deadline: Deadline
 
     The same again while it isn't finished goes on with it: two don't do the same work.
     """
+    from shared.training_quality import RULES  # with all its recognisers, which a look at an export doesn't need
+
     _destination(clients, 0)  # without its settings nothing is begun
     told = await _call(
         clients,

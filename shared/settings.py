@@ -80,7 +80,7 @@ def _needed_without_a_chain(value: str | None, info: ValidationInfo) -> str | No
 class Settings(BaseModel):
     """Every setting of every function, by its variable's name; secrets never show in a repr."""
 
-    model_config = ConfigDict(alias_generator=str.upper, protected_namespaces=())
+    model_config = ConfigDict(alias_generator=str.upper, protected_namespaces=(), defer_build=True)
 
     supabase_url: Url
     supabase_publishable_key: str = Field(

@@ -8,8 +8,6 @@ then looked at as it is.
 from collections.abc import Callable, Iterable
 from typing import cast
 
-import re2
-
 SPACE_SIGNS = r"\s\x0b\x1c-\x1f"
 SPACE = rf"[{SPACE_SIGNS}]"
 WORD = r"[\w\x{80}-\x{10ffff}]"
@@ -29,6 +27,8 @@ def scanner(signs: Iterable[str]) -> Callable[[bytes], list[int]]:
     For where RE2 has failed it says nothing at all. It builds its states while it reads, some megabytes of them for the
     prose of a language; with too little room it would start again and again, at a hundred times the cost.
     """
+    import re2  # by the first that looks for signs
+
     options = re2.Options()
     options.max_mem = MOST_BYTES
     signs_set = re2.Set.SearchSet(options)

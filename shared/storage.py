@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
-from storage3 import AsyncStorageClient
-from storage3.exceptions import StorageApiError
-from storage3.utils import StorageException
 
 from shared.errors import Misconfigured, NotFound, StorageUnavailable
 from shared.settings import Settings
@@ -93,6 +90,8 @@ class Storage:
         return Destination(s3, settings.models_bucket, folder)
 
     def _bucket(self) -> Any:
+        from storage3 import AsyncStorageClient  # not of a request that needs no file
+
         key = self.settings.supabase_secret_key.get_secret_value()
         # A legacy key is a token and goes as one; a new one is none, and counts as `apikey` alone.
         headers = {"apikey": key} | ({"Authorization": f"Bearer {key}"} if key.startswith("eyJ") else {})
@@ -101,6 +100,9 @@ class Storage:
 
 
 async def _done(call: Awaitable[Answer]) -> Answer:
+    from storage3.exceptions import StorageApiError
+    from storage3.utils import StorageException
+
     try:
         return await call
     except StorageApiError as error:

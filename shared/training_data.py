@@ -8,17 +8,18 @@ is there twice. While one page is assessed the next is read and the one before i
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared import database, redaction
+from shared import database
 from shared.clients import Clients
-from shared.redaction import Kind
-from shared.training_quality import assess_page
+
+if TYPE_CHECKING:
+    from shared.redaction import Kind
 
 PAGE_ROWS = 2500
 CALL_SECONDS = 30  # of a page, for the database
 TEXTS = 1000  # of the knowledge, a request
-Known = frozenset[tuple[Kind, str]]
+Known = frozenset[tuple["Kind", str]]
 
 
 class Lost(Exception):
@@ -32,6 +33,8 @@ async def collect(
 
     Raises `Lost`, and `DatabaseUnavailable`: what was put is there.
     """
+    from shared.training_quality import assess_page
+
     shard = {"id": told["id"], "shard": told["shard"]}
     reading = asyncio.create_task(_read(clients, shard, told["cursor"]))
     writing: asyncio.Task[None] | None = None
@@ -57,6 +60,8 @@ async def collect(
 
 async def published(clients: Clients) -> Known:
     """Addresses and accounts that the public knowledge itself names, which are nobody's secret."""
+    from shared import redaction
+
     db, after, texts = database.as_visitor(clients.http, clients.settings), 0, []
     while True:
         query = db.from_("finance_knowledge").select("id, content").gt("id", after).order("id").limit(TEXTS)

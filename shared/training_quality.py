@@ -44,12 +44,12 @@ from rensa import RMinHash
 from shared import evaluation, grounding, redaction
 from shared.prompting import count_tokens
 from shared.redaction import Kind, Redactor
+from shared.splits import SPLIT_SALT, VALIDATION_SHARE, split
 from shared.training_formats import Split
 
 # Names the rules of this module and of `redaction`: with another name everything is assessed anew. To be changed with
 # whatever changes what comes out of them: a recogniser, a reason to drop, a weight, a hash, a signature, a tag.
 RULES = "1"
-SPLIT_SALT, VALIDATION_SHARE = "training", 0.1
 
 Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"]
 
@@ -308,15 +308,6 @@ def _script(text: str) -> str | None:
 def _script_of(character: str) -> str:
     """The name of a letter's script, nothing for what is no letter."""
     return unicodedata.name(character, "?").split()[0] if character.isalpha() else ""
-
-
-def split(user_id: int, salt: str, validation_share: float) -> Split:
-    """Where all of a user's conversations go, by a hash: always the same for the same salt.
-
-    With a larger share nobody goes from validation back to training.
-    """
-    drawn = int.from_bytes(hashlib.blake2b(f"{salt}:{user_id}".encode(), digest_size=8).digest()) / 2**64
-    return "validation" if drawn < validation_share else "train"
 
 
 def _length(characters: int) -> float:

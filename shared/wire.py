@@ -12,9 +12,12 @@ from shared.grounding import FlagKind
 
 
 class Wire(BaseModel):
-    """A request or response body; keys the model doesn't know are ignored, as older servers must."""
+    """A request or response body; keys the model doesn't know are ignored, as older servers must.
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    It is built when it is first used: a cold start needs one or two of them.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, defer_build=True)
 
 
 class Source(Wire):

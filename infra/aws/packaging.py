@@ -48,6 +48,7 @@ DROPPED = (
     *("aws_lambda_powertools/event_handler/*", "aws_lambda_powertools/utilities/*"),  # all but its logger
     *("cffi/*", "pycparser/*"),  # the compiler's side of _cffi_backend
     "pydantic/v1/*",  # FastAPI's to refuse, where it is there: twenty milliseconds of a start
+    *("h2/*", "hpack/*", "hyperframe/*"),  # httpcore's for HTTP/2, where they are there, which nothing here speaks
 )
 KEPT = (
     *(f"botocore/data/{service}/*" for service in ("s3", "sqs")),
@@ -55,6 +56,8 @@ KEPT = (
     *("aws_lambda_powertools/utilities/__init__.py", "aws_lambda_powertools/utilities/jmespath_utils/*"),
     *("opentelemetry_*.dist-info/METADATA", "opentelemetry_*.dist-info/entry_points.txt"),  # its parts find each other
 )
+# It reads its own sources to know what it needn't import, and imports all of itself where there are none.
+READ = ("anyio/__init__.py", "anyio/abc/__init__.py")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip knows no time before
 LEVEL = 7  # 9 takes three times as long, for half a percent
 
@@ -202,7 +205,7 @@ def _ours(function: str) -> dict[str, Path]:
     modules = closure(function)
     data = [file for module, pattern in DATA.items() if module in modules for file in ROOT.glob(pattern)]
     files = {file.relative_to(ROOT).as_posix(): file for file in sorted([*modules.values(), *data])}
-    return files | ({"stream": ROOT / STREAM} if function in STREAMING and (ROOT / STREAM).is_file() else {})
+    return files | ({"stream": ROOT / STREAM} if function in STREAMING else {})
 
 
 def _digest(target: Target, requirements: Path, ours: dict[str, Path]) -> str:
@@ -240,12 +243,13 @@ def _is_dropped(name: str) -> bool:
 def _compile(target: Target, stage: Path, ours: dict[str, Path]) -> None:
     """Bytecode in the place of the packages' sources, and beside ours."""
     _compileall(target, stage, "-b", str(stage))
+    read = [stage / name for name in READ]
     for file in stage.rglob("*.py"):
-        file.unlink()
+        (file.with_suffix(".pyc") if file in read else file).unlink()
     for name, file in ours.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, stage / name)
-    _compileall(target, stage, *(str(stage / folder) for folder in OURS))
+    _compileall(target, stage, *(str(stage / folder) for folder in OURS), *map(str, read))
 
 
 def _compileall(target: Target, stage: Path, *what: str) -> None:

@@ -15,7 +15,7 @@ import httpx
 import psycopg
 
 from infra.local.stack import Stack
-from shared.training_quality import SPLIT_SALT, VALIDATION_SHARE, split
+from shared.splits import SPLIT_SALT, VALIDATION_SHARE, split
 from tests.training_checks import check
 
 PATH = "/functions/v1/export-training-data"

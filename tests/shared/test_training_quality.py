@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from shared.redaction import published
+from shared.splits import split
 from shared.training_quality import (
     Assessed,
     Conversation,
@@ -18,7 +19,6 @@ from shared.training_quality import (
     content_hash,
     language,
     shingles,
-    split,
     words_of,
 )
 

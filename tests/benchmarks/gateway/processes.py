@@ -36,13 +36,13 @@ def serving(
 
 @contextmanager
 def running(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], *, has_pipes: bool = False
+    command: Sequence[str], log: Path, environment: Mapping[str, str], *, has_pipes: bool = False, folder: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process; what it says goes to `log`, or with pipes only what it complains of."""
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdin=subprocess.PIPE if has_pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if has_pipes else errors,
