@@ -42,7 +42,7 @@ def up() -> int:
         with console.status("Starting"):
             made = Stack(FOLDER, environment=os.environ, reload=True, report=console.print)
             running = cleanup.enter_context(made)
-        _load_knowledge(running)
+        load_knowledge(running)
         _write_settings(running)
         for name, value in _overview(running).items():
             console.print(f"[bold]{name:<16}[/bold] {value}", soft_wrap=True)
@@ -53,7 +53,7 @@ def demo() -> int:
     """Ask ai-finance real questions on a fresh stack, and show what it answers and from which sources."""
     from infra.local.demo import main as show  # its clients take a second that the other commands don't need
 
-    return show(FOLDER, _load_knowledge)
+    return show(FOLDER, load_knowledge)
 
 
 def reset() -> int:
@@ -63,7 +63,7 @@ def reset() -> int:
     return 0
 
 
-def _load_knowledge(running: Stack) -> None:
+def load_knowledge(running: Stack) -> None:
     load = [sys.executable, "-m", "shared.knowledge", "load", str(ROOT / "sql/knowledge")]
     if subprocess.run(load, cwd=ROOT, env=running.environment, stdin=subprocess.DEVNULL, check=False).returncode:
         raise StackError("the seed knowledge could not be loaded")

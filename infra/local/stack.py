@@ -214,7 +214,7 @@ class Stack:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # the terminal's Ctrl-C is the supervisor's alone
-                    preexec_fn=_follow(os.getpid(), part.stop_signal),
+                    preexec_fn=follow(os.getpid(), part.stop_signal),
                 )
             except OSError as error:
                 raise StackError(f"{part.name} can't start: {error}") from error
@@ -333,8 +333,8 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _follow(supervisor: int, how: signal.Signals) -> Callable[[], None]:
-    """What a part does before it becomes itself: have Linux signal it when the supervisor is gone, however it went."""
+def follow(supervisor: int, how: signal.Signals) -> Callable[[], None]:
+    """What a process does before it becomes itself: have Linux signal it when its supervisor is gone, anyhow."""
 
     def follow() -> None:
         signal.signal(how, signal.SIG_DFL)  # our own handler would not outlive the next step, nor what it was told

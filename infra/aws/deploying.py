@@ -1,0 +1,235 @@
+"""Stages of the functions on AWS, from a terminal: `make deploy STAGE=…`, `make rollback STAGE=…`.
+
+A deployment looks whether everything is set, packages the functions, makes the template and lints it, deploys exactly
+what was looked at, and asks the functions something. What a rollback goes back to is what osls keeps in the stack's own
+bucket: the last five deployments' templates and zips.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.aws import stages
+from infra.aws.packaging import FOLDER, FUNCTIONS, ROOT, STREAMING
+from infra.aws.stages import SERVICE, Stage, StageError
+from infra.local.parts import node
+
+OSLS = ROOT / "node_modules/.bin/osls"
+TEMPLATE = "cloudformation-template-update-stack.json"
+LINT_IGNORED = {"W3005": "osls writes a DependsOn beside each Ref that says the same"}
+BATCH = 10  # names SSM takes at once
+SMOKE_SECONDS = 30
+# Paths that are for admins or users only: a function answers 401 once it has its settings, its secrets and its clients.
+SMOKE = ("/ai-finance/usage", "/ai-with-rag/documents", "/deploy-model", "/export-training-data")
+Say = Callable[[str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.aws.deploying", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    for name, summary in (("deploy", "package, lint, check, deploy and try a stage"), ("rollback", "go back by one")):
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command.add_argument("stage", help="its settings stand in .env.<stage>")
+    commands.choices["rollback"].add_argument("--to", help="a deployment's timestamp; the one before this, if not said")
+    asked = parser.parse_args(arguments)
+    try:
+        stage = stages.read(asked.stage)
+        outputs = rollback(stage, asked.to, print) if asked.command == "rollback" else deploy(stage, print)
+        print("Trying it")
+        try_out(stage, outputs["HttpApiUrl"])
+        for name, value in shown(outputs).items():
+            print(f"{name:<24} {value}")
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (BotoCoreError, ClientError) as error:  # what the credentials may not do, for one
+        print(f"error: AWS says: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def deploy(stage: Stage, say: Say) -> dict[str, str]:
+    """Package, lint and deploy a stage; gives the stack's outputs. Raises `StageError`."""
+    check_settings(stage)
+    account = account_of(stage)
+    check_parameters(stage)
+    say(f"Packaging for {stage.deployment('ARCHITECTURE')}")
+    packages = package(stage)
+    lint(make(stage, packages))
+    say(f"Deploying {stage.name} to account {account} in {stage.deployment('AWS_REGION')}")
+    return ship(stage, packages)
+
+
+def rollback(stage: Stage, to: str | None, say: Say) -> dict[str, str]:
+    """Go back to a deployment that is still kept, the one before this if none is named. Raises `StageError`."""
+    check_settings(stage)
+    account_of(stage)
+    there, now = deployments(stage)
+    earlier = [each for each in there if each < now]
+    wanted = to or (earlier[-1] if earlier else None)
+    if wanted is None or wanted not in there:
+        known = ", ".join(f"{each} ({_moment(each)})" for each in there)
+        raise StageError(f"There is no such deployment to go back to; kept are {known}, of which {now} is in use.")
+    say(f"Back from {_moment(now)} to {_moment(wanted)}")
+    stage.write(FOLDER, {"runtime": "python3.13", "architecture": "x86_64"})  # what was deployed has its own
+    _osls(stage, FOLDER, "rollback", "--timestamp", wanted)
+    return outputs_of(stage)
+
+
+def check_settings(stage: Stage) -> None:
+    """Raises `StageError`, naming all that is wrong with them."""
+    if problems := stage.problems():
+        raise StageError("\n".join([f"{stage.place} can't be deployed:", *(f"- {problem}" for problem in problems)]))
+
+
+def check_parameters(stage: Stage) -> None:
+    """Raises `StageError` with the command for each secret that is needed and isn't in the store."""
+    ssm, names = client(stage, "ssm"), stage.needed_parameters()
+    kept: dict[str, str] = {}
+    for at in range(0, len(names), BATCH):
+        paths = [f"{stage.path}/{name}" for name in names[at : at + BATCH]]
+        answer = ssm.get_parameters(Names=paths)
+        kept |= {found["Name"].rpartition("/")[2]: found["Type"] for found in answer["Parameters"]}
+    if missing := [name for name in names if name not in kept]:
+        commands = [stages.put(stage, name) for name in missing]
+        raise StageError("\n".join(["These secrets aren't in the parameter store. To put them there:", *commands]))
+    if plain := [name for name, kind in kept.items() if kind != "SecureString"]:
+        raise StageError(f"These are kept in the open, as String: {', '.join(sorted(plain))}. Make them SecureString.")
+
+
+def package(stage: Stage) -> Path:
+    """The functions' zips; gives their folder. Raises `StageError`."""
+    architecture = stage.deployment("ARCHITECTURE")
+    _run([sys.executable, "-m", "infra.aws.packaging", "--architecture", architecture], os.environ)
+    return FOLDER / architecture
+
+
+def make(stage: Stage, packages: Path) -> Path:
+    """Have osls write what is to be deployed beside the packages; gives the template. Raises `StageError`."""
+    stage.write(packages, json.loads((packages / "package.json").read_text()))
+    _osls(stage, packages, "package", "--package", str(packages / stage.name))
+    return packages / stage.name / TEMPLATE
+
+
+def ship(stage: Stage, packages: Path) -> dict[str, str]:
+    """Deploy what was made; gives the stack's outputs. Raises `StageError`."""
+    _osls(stage, packages, "deploy", "--package", str(packages / stage.name))
+    return outputs_of(stage)
+
+
+def lint(made: Path) -> None:
+    """Raises `StageError` with what cfn-lint says, warnings too."""
+    ignored = [argument for rule in LINT_IGNORED for argument in ("-i", rule)]
+    _run([str(Path(sys.executable).with_name("cfn-lint")), "--template", str(made), *ignored], os.environ)
+
+
+def account_of(stage: Stage) -> str:
+    """The account whose credentials there are. Raises `StageError` without any."""
+    try:
+        return str(client(stage, "sts").get_caller_identity()["Account"])
+    except (BotoCoreError, ClientError) as error:
+        how = "run `aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise StageError(f"There are no credentials that AWS takes ({error}): {how}.") from error
+
+
+def outputs_of(stage: Stage) -> dict[str, str]:
+    """The outputs of the stage's stack."""
+    [stack] = client(stage, "cloudformation").describe_stacks(StackName=_stack(stage))["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+
+
+def deployments(stage: Stage) -> tuple[list[str], str]:
+    """The timestamps of those that are kept, the oldest first, and of the one in use. Raises `StageError`."""
+    cloudformation = client(stage, "cloudformation")
+    try:
+        resources = cloudformation.describe_stack_resources(StackName=_stack(stage))["StackResources"]
+    except ClientError as error:
+        raise StageError(f"{stage.name} isn't deployed ({error.response['Error']['Message']}).") from error
+    [bucket] = [each for each in resources if each["LogicalResourceId"] == "ServerlessDeploymentBucket"]
+    prefix = f"serverless/{SERVICE}/{stage.name}/"
+    listed = client(stage, "s3").list_objects_v2(Bucket=bucket["PhysicalResourceId"], Prefix=prefix, Delimiter="/")
+    folders = [each["Prefix"].removeprefix(prefix) for each in listed.get("CommonPrefixes", [])]
+    body = cloudformation.get_template(StackName=_stack(stage))["TemplateBody"]
+    code = (body if isinstance(body, str) else json.dumps(body)).partition(prefix)[2]
+    return sorted(folder.partition("-")[0] for folder in folders if folder[0].isdigit()), code.partition("-")[0]
+
+
+def try_out(stage: Stage, url: str) -> None:
+    """Ask each function as nobody, and one a question as a visitor. Raises `StageError` for any other answer."""
+    key = stage.values.get("SUPABASE_PUBLISHABLE_KEY") or stage.values.get("SUPABASE_ANON_KEY", "")
+    question = {"message": "What is a token?"}
+    try:
+        with httpx.Client(timeout=SMOKE_SECONDS) as http:
+            for path in SMOKE:
+                _expect(http.get(f"{url}/functions/v1{path}"), 401)
+            _expect(http.post(f"{url}/ai-with-rag/search", json=question, headers={"apikey": key}), 200)
+    except httpx.HTTPError as error:
+        raise StageError(f"{url} doesn't answer: {error}") from error
+
+
+def shown(outputs: Mapping[str, str]) -> dict[str, str]:
+    """What of the outputs somebody needs."""
+    functions = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in FUNCTIONS}
+    streams = {f"{name} (streams)": outputs[f"{normalised(name)}LambdaFunctionUrl"] for name in sorted(STREAMING)}
+    rest = {name: outputs[name] for name in ("TrainingBucket", "DashboardUrl")}
+    return {**functions, **streams, **rest}
+
+
+def _expect(answer: httpx.Response, status: int) -> None:
+    if answer.status_code != status:
+        said = answer.text[:500]
+        raise StageError(f"{answer.request.method} {answer.url} answers {answer.status_code}, not {status}: {said}")
+
+
+def _osls(stage: Stage, packages: Path, *arguments: str) -> None:
+    if not OSLS.exists():
+        raise StageError("There is no osls in node_modules: run `make install`.")
+    environment = {**os.environ, "STAGE_FILE": str(stage.file(packages)), "SLS_TELEMETRY_DISABLED": "1"}
+    _run([node(), str(OSLS.resolve()), *arguments, "--stage", stage.name], environment)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise StageError(f"{' '.join(command[:4])} … failed:\n{done.stdout.strip()}")
+
+
+def client(stage: Stage, service: Any) -> Any:
+    """AWS's client for a service, by the credentials there are now: boto3's own session keeps those it had first."""
+    return boto3.Session(region_name=stage.deployment("AWS_REGION")).client(service)
+
+
+def _stack(stage: Stage) -> str:
+    return f"{SERVICE}-{stage.name}"
+
+
+def normalised(name: str) -> str:
+    """A function's name as osls writes it in a template."""
+    return name[0].upper() + name[1:].replace("-", "Dash")
+
+
+def _moment(timestamp: str) -> str:
+    return f"{datetime.fromtimestamp(int(timestamp) / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
