@@ -8,7 +8,7 @@ ARCHITECTURE := x86_64
 PYTHON_VERSION := 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-coldstart bench-realtime check package playground reset lock
+.PHONY: help install demo dev test bench bench-retrieval bench-gateway bench-deploy bench-export bench-coldstart bench-realtime check package deploy rollback deploy-local playground reset lock
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,15 @@ check: $(INSTALLED) ## formatting, lint and types of Python, lint of SQL
 
 package: $(INSTALLED) ## the functions' zips for Lambda, into .local/package (ARCHITECTURE=arm64, PYTHON_VERSION=3.12)
 	@$(PYTHON) -m infra.aws.packaging --architecture $(ARCHITECTURE) --python $(PYTHON_VERSION)
+
+deploy: $(INSTALLED) ## a stage onto AWS: make deploy STAGE=prod, whose settings stand in .env.prod
+	@$(PYTHON) -m infra.aws.deploying deploy "$(STAGE)"
+
+rollback: $(INSTALLED) ## a stage back to the deployment before (TO=timestamp: to that one)
+	@$(PYTHON) -m infra.aws.deploying rollback "$(STAGE)" $(if $(TO),--to $(TO))
+
+deploy-local: $(INSTALLED) ## the built template deployed onto this machine, until Ctrl-C
+	@$(PYTHON) -m infra.aws.local
 
 playground: $(INSTALLED) ## the page for a hosted project, into .local/playground (SUPABASE_URL=… SUPABASE_PUBLISHABLE_KEY=… FUNCTIONS_URL=…)
 	@$(PYTHON) -m infra.local.playground "$(SUPABASE_URL)" "$(SUPABASE_PUBLISHABLE_KEY)" $(FUNCTIONS_URL)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.aws import stages
-from infra.aws.packaging import FOLDER, FUNCTIONS, ROOT, STREAMING
+from infra.aws.packaging import FOLDER, FUNCTIONS, ROOT, STREAMING, PackagingError, interpreter
 from infra.aws.stages import SERVICE, Stage, StageError
 from infra.local.parts import node
 
 OSLS = ROOT / "node_modules/.bin/osls"
 TEMPLATE = "cloudformation-template-update-stack.json"
 LINT_IGNORED = {"W3005": "osls writes a DependsOn beside each Ref that says the same"}
+PYTHONS = ("3.13", "3.12")  # Lambda's that packages of today run on
 BATCH = 10  # names SSM takes at once
 SMOKE_SECONDS = 30
 # Paths that are for admins or users only: a function answers 401 once it has its settings, its secrets and its clients.
@@ -64,7 +66,7 @@ def deploy(stage: Stage, say: Say) -> dict[str, str]:
     account = account_of(stage)
     check_parameters(stage)
     say(f"Packaging for {stage.deployment('ARCHITECTURE')}")
-    packages = package(stage)
+    packages = package(stage, newest_python())
     lint(make(stage, packages))
     say(f"Deploying {stage.name} to account {account} in {stage.deployment('AWS_REGION')}")
     return ship(stage, packages)
@@ -107,10 +109,19 @@ def check_parameters(stage: Stage) -> None:
         raise StageError(f"These are kept in the open, as String: {', '.join(sorted(plain))}. Make them SecureString.")
 
 
-def package(stage: Stage) -> Path:
+def newest_python() -> str:
+    """The newest of Lambda's that runs here; python3.11's C library is too old for the packages. Raises `StageError`."""
+    for python in PYTHONS:
+        with suppress(PackagingError):
+            interpreter(python)
+            return python
+    raise StageError(f"Bytecode is written by the Python that reads it: put python{PYTHONS[0]} on PATH.")
+
+
+def package(stage: Stage, python: str) -> Path:
     """The functions' zips; gives their folder. Raises `StageError`."""
     architecture = stage.deployment("ARCHITECTURE")
-    _run([sys.executable, "-m", "infra.aws.packaging", "--architecture", architecture], os.environ)
+    _run([sys.executable, "-m", "infra.aws.packaging", "--architecture", architecture, "--python", python], os.environ)
     return FOLDER / architecture
 
 

@@ -20,7 +20,7 @@ import httpx
 from rich.console import Console
 
 from infra.aws import deploying, stages
-from infra.aws.packaging import FUNCTIONS
+from infra.aws.packaging import FUNCTIONS, RUNNING
 from infra.aws.stages import Stage, StageError
 from infra.local import parts, ports, stack
 from infra.local.__main__ import FOLDER, load_knowledge
@@ -47,7 +47,7 @@ def main() -> int:
             endpoint = cleanup.enter_context(ministack(FOLDER))
             os.environ.update(credentials(endpoint))
             with console.status("Packaging and deploying"):
-                outputs = deploy(running.environment, deploying.package(stage(running.environment)))
+                outputs = deploy(running.environment, deploying.package(stage(running.environment), RUNNING))
             told = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in FUNCTIONS}
             told |= {"Training bucket": outputs["TrainingBucket"], "AWS": endpoint, "Supabase": running.url}
             told |= {"Publishable key": running.keys.publishable, "Secret key": running.keys.secret}

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from infra.aws import deploying, local, packaging, stages
-from infra.aws.packaging import FUNCTIONS
+from infra.aws.packaging import FUNCTIONS, RUNNING
 from infra.aws.stages import StageError
 from infra.local.stack import Stack
 from tests.functions.deployments import Registry
@@ -76,7 +76,7 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    deploying.package(local.stage(stack.environment))
+    deploying.package(local.stage(stack.environment), RUNNING)
     with pytest.MonkeyPatch.context() as patch, local.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
         for name, value in local.credentials(endpoint).items():
             patch.setenv(name, value)
