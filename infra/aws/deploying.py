@@ -110,7 +110,7 @@ def check_parameters(stage: Stage) -> None:
 
 
 def newest_python() -> str:
-    """The newest of Lambda's that runs here; python3.11's C library is too old for the packages. Raises `StageError`."""
+    """The newest of Lambda's that runs here; python3.11's C library is too old for packages. Raises `StageError`."""
     for python in PYTHONS:
         with suppress(PackagingError):
             interpreter(python)
