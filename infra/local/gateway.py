@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.local import access_tokens, auth_admin, storage
+from infra.local import access_tokens, auth_admin, playground, storage
 from infra.local.auth_admin import AuthError
 from infra.local.forwarding import LIMITS, forward, streamed, whole
 from infra.local.keys import Keys
@@ -130,7 +130,6 @@ def create(
     limited_to_6 = Middleware(limited, byte_count=6 * MEGABYTE)  # Lambda takes no more
     return Starlette(
         routes=[
-            Route("/", index),
             Route("/health", health),
             Mount("/rest/v1", routes=[anything], middleware=[CORS, limited_to_10]),
             Mount(
@@ -149,6 +148,7 @@ def create(
                 routes=[Route("/{path:path}", functions, methods=METHODS)],
                 middleware=[limited_to_6],
             ),
+            *playground.routes(keys.publishable),
         ],
         lifespan=lifespan,
         exception_handlers={
@@ -160,11 +160,6 @@ def create(
             ClientDisconnect: abandoned,
         },
     )
-
-
-async def index(_request: Request) -> Response:
-    services = ["/rest/v1", "/auth/v1", "/storage/v1", "/realtime/v1", "/functions/v1"]
-    return _answer(200, {"message": "The embedded Supabase stack", "services": services})
 
 
 async def health(_request: Request) -> Response:

@@ -1,0 +1,17 @@
+// The user's answers as Realtime tells them: of this tab and of every other.
+import { supabase } from './session.js'
+import { subscribeToAnswers } from './supabase-ai.js'
+
+/** Gets `answer` with a conversation for `detail`, and `resumed` when answers may have been missed. */
+export const answers = new EventTarget()
+
+/** Listen for `user` until `signal` is aborted. */
+export function listen(user, signal) {
+  let subscriptions = 0
+  const onStatus = (status) => {
+    answers.status = status
+    if (status === 'SUBSCRIBED' && subscriptions++) answers.dispatchEvent(new Event('resumed'))
+  }
+  const tell = (conversation) => answers.dispatchEvent(new CustomEvent('answer', { detail: conversation }))
+  signal.addEventListener('abort', subscribeToAnswers(supabase, user.userId, tell, { onStatus }))
+}

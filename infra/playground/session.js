@@ -1,0 +1,43 @@
+// Who is signed in: supabase-js keeps the session, and the app's own user id is read once.
+import config from './config.js'
+
+export const supabase = window.supabase.createClient(config.supabaseUrl, config.publishableKey)
+/** Where the functions are, as supabase-ai.js takes it. */
+export const at = { functionsUrl: config.functionsUrl }
+export const functionsUrl = config.functionsUrl ?? `${config.supabaseUrl}/functions/v1`
+
+/** @type {{id: string, email: string, userId: number, isOwner: boolean} | null} */
+export let user = null
+
+/** Read who is signed in; null for nobody. */
+export async function readUser() {
+  const { data: { session } } = await supabase.auth.getSession()
+  if (!session) return (user = null)
+  if (user?.id === session.user.id) return user
+  const { data: row } = await supabase.from('users').select('user_id').maybeSingle()
+  const isOwner = session.user.app_metadata?.role === 'admin'
+  return (user = { id: session.user.id, email: session.user.email, userId: row?.user_id, isOwner })
+}
+
+let isLeaving = false
+
+/** End the session, here only. */
+export async function signOut() {
+  isLeaving = true
+  await supabase.auth.signOut({ scope: 'local' })
+  isLeaving = false
+}
+
+/** The server takes the session no more: end it, as one that has expired. */
+export const expire = () => supabase.auth.signOut({ scope: 'local' })
+
+/** Call `began` when somebody signs in, `ended(hasExpired)` when the session is over, by whatever tab. */
+export function onSession(began, ended) {
+  supabase.auth.onAuthStateChange((event) => {
+    const hasExpired = !isLeaving
+    if (event === 'SIGNED_OUT') user = null
+    // What is awaited in here would wait for supabase-js's own lock.
+    if (event === 'SIGNED_OUT') setTimeout(() => ended(hasExpired))
+    if (event === 'SIGNED_IN') setTimeout(began)
+  })
+}

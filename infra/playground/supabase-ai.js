@@ -1,0 +1,229 @@
+/**
+ * ai-finance from the browser: an answer that types itself, and is found again where the connection drops.
+ *
+ * A question has an idempotency key: however often it is sent, it is one conversation. Where its answer can't be
+ * streamed, or breaks off, it is left to the server, and Realtime tells when it is there.
+ *
+ * @import * as T from './supabase-ai.types'
+ */
+
+/** What the server says of a failure; `status` is 0 where it says nothing, 200 in the middle of an answer. */
+export class SupabaseAIError extends Error {
+  /** @param {any} [told] */
+  constructor(status = 0, told = { error: "The connection was lost.", code: "network" }, retryAfterSeconds = 0) {
+    super(told.error ?? told.message ?? `The server answered ${status}.`);
+    this.name = "SupabaseAIError";
+    this.status = status;
+    this.code = String(told.code ?? status);
+    this.retryable = Boolean(told.retryable ?? (!status || status >= 500));
+    this.requestId = String(told.requestId ?? "");
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+/**
+ * The answer to a message. Aborting `signal` rejects with an AbortError, and stops the model while it streams.
+ *
+ * @param {T.Supabase} supabase @param {string} message @param {T.Asking} [options] @returns {Promise<T.Answer>}
+ */
+export async function callSupabaseAI(supabase, message, options = {}) {
+  const { threadId, model, fields, idempotencyKey = crypto.randomUUID(), signal, timeoutMs = 120_000 } = options;
+  const limit = AbortSignal.timeout(timeoutMs), both = signal ? AbortSignal.any([signal, limit]) : limit;
+  const body = { ...fields, message, threadId, model };
+  const call = { ...options, supabase, body, headers: { "idempotency-key": idempotencyKey }, signal: both };
+  try {
+    return await streamed(call).catch((error) => {
+      if (both.aborted || !(isLost(error) || error.code === "turn_running")) throw error;
+      options.onRestart?.();
+      return later(call);
+    });
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw limit.aborted ? new SupabaseAIError(0, { error: "The answer took too long.", code: "timeout" }) : error;
+  }
+}
+
+/**
+ * Calls back with each row of `conversations` that has an answer, new or changed; gives what ends it. What comes while
+ * there is no connection is not told: load the thread when `onStatus` hears SUBSCRIBED again.
+ *
+ * @param {T.Supabase} supabase @param {number | string} userId @param {(row: T.Row) => void} callback
+ * @param {{ onStatus?: (status: string) => void }} [options]
+ */
+export function subscribeToAnswers(supabase, userId, callback, { onStatus } = {}) {
+  let end = () => {}, failures = 0;
+  const begin = () => {
+    const channel = watch(supabase, `user_id=eq.${userId}`, ({ new: row }) => row.response && callback(row));
+    const leave = (end = () => void supabase.removeChannel(channel));
+    channel.subscribe((status) => {
+      if (end !== leave) return;
+      onStatus?.(status);
+      if (status === "SUBSCRIBED") return void (failures = 0);
+      const timer = setTimeout(begin, Math.min(1000 * 2 ** failures++, 30_000));
+      end = () => clearTimeout(timer);
+      leave();
+    });
+  };
+  begin();
+  return () => {
+    const last = end;
+    end = () => {};
+    last();
+  };
+}
+
+/** The user's thumb on an answer. @type {T.SendFeedback} */
+export const sendFeedback = (supabase, conversationId, feedback, at) =>
+  request({ ...at, supabase, body: { conversationId, feedback } }, "/feedback");
+
+/** The latest first. @type {T.ListThreads} */
+export const listThreads = (supabase, page) => request({ ...page, supabase }, "/threads" + query(page));
+
+/** The latest first. @type {T.LoadThread} */
+export const loadThread = (supabase, id, page) => request({ ...page, supabase }, `/threads/${id}${query(page)}`);
+
+/** With its sources. @type {T.LoadConversation} */
+export const loadConversation = (supabase, id, at) => request({ ...at, supabase }, `/conversations/${id}`);
+
+/** Server-sent events. @param {ReadableStream<Uint8Array>} stream */
+export async function* readEvents(stream) {
+  const reader = stream.getReader(), decoder = new TextDecoder();
+  let rest = "", event = "message", data = "";
+  try {
+    for (let done = false; !done; ) {
+      const read = await reader.read().catch(lose);
+      done = read.done;
+      rest += decoder.decode(read.value, { stream: !done });
+      const lines = rest.split(done ? /\r\n?|\n/ : /\r\n|\n|\r(?!$)/); // the last \r may be half of a \r\n
+      rest = lines.pop() ?? "";
+      for (const line of lines) {
+        const [field, value = ""] = line.split(/: ?(.*)/s);
+        if (field === "event") event = value;
+        if (field === "data") data += value + "\n";
+        if (line) continue;
+        if (data) yield { event, data: data.slice(0, -1) };
+        [event, data] = ["message", ""];
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // hangs up
+  }
+}
+
+/** @param {T.Call} call */
+const streamed = (call) =>
+  request({ ...call, body: { ...call.body, stream: true } }, "", async (response, beat) => {
+    if (!/event-stream/.test(response.headers.get("content-type") ?? "")) return whole(call, await json(response));
+    let text = "", opened = {};
+    for await (const { event, data } of readEvents(response.body ?? lose())) {
+      const told = JSON.parse(data);
+      beat();
+      if (event === "sources") call.onSources?.((opened = told).sources, told);
+      if (event === "token") call.onToken?.(told.token, (text += told.token));
+      if (event === "error") throw new SupabaseAIError(200, told);
+      if (event === "done") return { response: text.trim(), ...opened, ...told };
+    }
+    lose();
+  });
+
+/** @param {T.Call} call */
+async function later({ body, headers, ...call }) {
+  const asked = await persistently({ ...call, body, headers: { ...headers, prefer: "respond-async" } });
+  if (asked.status !== "pending") return whole(call, asked);
+  let isNews = false, wake = () => {};
+  const poke = () => ((isNews = true), wake());
+  const channel = watch(call.supabase, `id=eq.${asked.conversationId}`, poke).on("system", {}, poke).subscribe();
+  try {
+    for (let ms = 1000; ; ms = Math.min(2 * ms, 8000)) {
+      isNews = false;
+      const told = await persistently(call, `/conversations/${asked.conversationId}`);
+      if (told.status === "complete") return whole(call, told);
+      const failure = { error: "The answer failed: ask again.", code: told.errorCode, retryable: true };
+      if (told.status !== "pending") throw new SupabaseAIError(200, failure);
+      if (!isNews) await pause(call, (done) => setTimeout((wake = done), ms));
+    }
+  } finally {
+    call.supabase.removeChannel(channel);
+  }
+}
+
+/** @param {T.Asking} asking @param {any} told */
+function whole({ onSources, onToken }, { id, ...told }) {
+  const answer = { conversationId: id, ...told };
+  onSources?.(answer.sources, answer);
+  onToken?.(answer.response, answer.response);
+  return answer;
+}
+
+/** Asks until it is told. @param {T.Call} call */
+async function persistently(call, path = "") {
+  for (let failures = 0; ; ) {
+    if (globalThis.navigator?.onLine === false) await pause(call, (done) => addEventListener("online", done));
+    try {
+      return await request(call, path);
+    } catch (/** @type {any} */ error) {
+      const isRunning = error.code === "turn_running";
+      const seconds = isRunning ? error.retryAfterSeconds || 1 : isLost(error) && 2 ** failures++ / 2;
+      if (!seconds || failures > 5) throw error;
+      await pause(call, (done) => setTimeout(done, 1000 * seconds));
+    }
+  }
+}
+
+/** @type {T.Request} */
+async function request({ supabase, signal, body, headers, stallMs = 35_000, ...at }, path = "", take = json) {
+  const key = supabase["supabaseKey"], line = new AbortController(), drop = () => line.abort();
+  const send = (token = key) =>
+    fetch(`${at.functionsUrl ?? supabase["functionsUrl"].href}/${at.functionName ?? "ai-finance"}${path}`, {
+      method: body ? "POST" : "GET",
+      headers: { ...headers, apikey: key, authorization: `Bearer ${token}`, "content-type": "application/json" },
+      body: body && JSON.stringify(body),
+      signal: signal ? AbortSignal.any([signal, line.signal]) : line.signal,
+    }).catch(lose);
+  let timer = setTimeout(drop, stallMs);
+  const beat = () => (clearTimeout(timer), (timer = setTimeout(drop, stallMs)));
+  globalThis.addEventListener?.("offline", drop);
+  try {
+    const { data, error } = await supabase.auth.getSession();
+    if (error?.name === "AuthRetryableFetchError") lose();
+    let response = await send(data.session?.access_token);
+    if (response.status === 401 && data.session) {
+      const { session } = (await supabase.auth.refreshSession()).data;
+      if (session) response = await send(session.access_token);
+    }
+    const { ok, status } = response, wait = Number(response.headers.get("retry-after")) || 0;
+    if (!ok) throw new SupabaseAIError(status, await response.json().catch(() => ({})), wait);
+    return await take(response, beat);
+  } finally {
+    clearTimeout(timer);
+    globalThis.removeEventListener?.("offline", drop);
+  }
+}
+
+/** @param {Response} response */
+const json = (response) => response.json().catch(lose);
+
+/** @returns {never} */
+const lose = () => {
+  throw new SupabaseAIError();
+};
+
+/** Whether the function itself has not answered. @param {any} error */
+const isLost = ({ requestId, status }) => requestId === "" && (!status || status >= 500);
+
+/** @type {T.Watch} */
+const watch = (supabase, filter, callback) =>
+  supabase
+    .channel(`ai-responses-${crypto.randomUUID()}`)
+    .on("postgres_changes", { event: "*", schema: "public", table: "conversations", filter }, callback);
+
+/** @type {T.Pause} */
+const pause = ({ signal }, begin) =>
+  new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    signal?.addEventListener("abort", reject);
+    begin(resolve);
+  });
+
+/** @param {T.Page} [page] */
+const query = ({ limit = 20, before } = {}) => `?limit=${limit}${before ? `&before=${before}` : ""}`;
