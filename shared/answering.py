@@ -150,7 +150,7 @@ async def events(
     begun: Model | None = None
     failure: GatewayError | None = None
     try:
-        yield "sources", Sources(sources=_sources(draft))
+        yield "sources", _opened(draft)
         async with aclosing(_said(draft, route, deadline, trace)) as parts:
             async for part in parts:
                 if isinstance(part, Begun):
@@ -290,6 +290,11 @@ def _replay(turn: Turn, answered: dict[str, Any]) -> Draft:
         spent=_spent(conversations.usage(answered)),
         flags=[Flag(**flag) for flag in answered["flags"]],
     )
+
+
+def _opened(draft: Draft) -> Sources:
+    turn = draft.turn
+    return Sources(conversation_id=turn.conversation_id, thread_id=turn.thread_id, sources=_sources(draft))
 
 
 def _sources(draft: Draft) -> list[Source]:

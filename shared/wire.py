@@ -27,8 +27,10 @@ class Source(Wire):
 
 
 class Sources(Wire):
-    """The payload of a `sources` event."""
+    """The payload of a `sources` event: what the answer is given from, and the conversation it will be."""
 
+    conversation_id: int
+    thread_id: UUID
     sources: list[Source]
 
 

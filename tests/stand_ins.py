@@ -34,14 +34,16 @@ class Model:
     """An OpenAI-compatible chat server that does what the question says in brackets.
 
     [fail] 500, [busy] 429, [reject] 401, [empty] an empty answer, [silent] no answer for a minute, [slow] an
-    answer after a second, [drip] pieces half a second apart, [break] a connection cut in mid-stream,
-    [uncounted] no usage, [cut] an answer that hit max_tokens. A question that holds a key of `raw` gets that body.
+    answer after a second, [drip] pieces half a second apart, [hold] one piece, and the others once `let_go` is set,
+    [break] a connection cut in mid-stream, [uncounted] no usage, [cut] an answer that hit max_tokens. A question that
+    holds a key of `raw` gets that body.
     """
 
     url: str = ""
     raw: dict[str, bytes] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
+    let_go: threading.Event = field(default_factory=threading.Event)
     abandoned: int = 0
 
     def app(self) -> ASGIApp:
@@ -82,6 +84,8 @@ class Model:
             await self._until_gone(request, 60)
         if "[slow]" in question:
             await asyncio.sleep(1)
+        if "[hold]" in question and not body.get("stream"):
+            await self._let_go()
         pieces = [""] if "[empty]" in question else ANSWER
         if body.get("stream"):
             return StreamingResponse(self._chunks(question, pieces), media_type="text/event-stream")
@@ -100,6 +104,8 @@ class Model:
             for number, piece in enumerate(pieces):
                 if "[drip]" in question and number:
                     await asyncio.sleep(0.5)
+                if "[hold]" in question and number:
+                    await self._let_go()
                 if "[break]" in question and number == 2:
                     raise ConnectionError("cut by the test")
                 yield _chunk([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
@@ -110,6 +116,10 @@ class Model:
             finished = True
         finally:
             self.abandoned += not finished
+
+    async def _let_go(self) -> None:
+        while not self.let_go.is_set():  # noqa: ASYNC110  # the test's own thread sets it
+            await asyncio.sleep(0.01)
 
     async def _until_gone(self, request: Request, seconds: float) -> None:
         for _ in range(int(seconds * 10)):

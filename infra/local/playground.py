@@ -1,8 +1,15 @@
-"""The playground: the page's files, its vendor modules, and where it finds the stack."""
+"""The playground: the page's files, its vendor modules, and where it finds its project.
+
+python -m infra.local.playground SUPABASE_URL PUBLISHABLE_KEY [FUNCTIONS_URL] puts all of it into .local/playground, for
+any static host.
+"""
 
 import json
+import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -21,6 +28,7 @@ VENDOR = {
     "uplot.js": "uplot/dist/uPlot.esm.js",
     "uplot.css": "uplot/dist/uPlot.min.css",
 }
+NOT_SERVED = ("README.md", "tsconfig.json", "*.d.ts", "*.png")
 POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -29,18 +37,48 @@ POLICY = {
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
-    "frame-ancestors": "'none'",
     "require-trusted-types-for": "'script'",
     "trusted-types": "dompurify",
 }
-
-
 HEADERS = {
-    "content-security-policy": "; ".join(f"{directive} {sources}" for directive, sources in POLICY.items()),
+    "content-security-policy": "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
+    + "; frame-ancestors 'none'",  # which no page can say of itself
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+
+
+def main() -> None:
+    """Write the page for the project that the arguments name."""
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python -m infra.local.playground SUPABASE_URL PUBLISHABLE_KEY [FUNCTIONS_URL]")
+    folder = ROOT / ".local/playground"
+    write(folder, *sys.argv[1:])
+    print(f"{folder.relative_to(ROOT)} holds the page: serve it from any static host.")
+
+
+def write(folder: Path, supabase_url: str, publishable_key: str, functions_url: str | None = None) -> None:
+    """The page into `folder`, whatever was there, with its policy in its head: it talks to these origins alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns(*NOT_SERVED))
+    (folder / "vendor").mkdir()
+    for name, path in VENDOR.items():
+        shutil.copyfile(ROOT / "node_modules" / path, folder / "vendor" / name)
+    told = {"supabaseUrl": supabase_url.rstrip("/"), "publishableKey": publishable_key, "functionsUrl": functions_url}
+    (folder / "config.js").write_text(f"export default {json.dumps(told)}\n")
+    origins = dict.fromkeys(_origin(url) for url in (supabase_url, functions_url) if url)
+    live = _origin(supabase_url).replace("http", "ws", 1)
+    policy = POLICY | {"connect-src": " ".join(["'self'", *origins, live])}
+    said = "; ".join(f"{name} {sources}" for name, sources in policy.items())
+    index = folder / "index.html"
+    meta = f'<meta charset="utf-8">\n    <meta http-equiv="Content-Security-Policy" content="{said}">'
+    index.write_text(index.read_text().replace('<meta charset="utf-8">', meta))
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def routes(publishable_key: str) -> list[BaseRoute]:
@@ -79,3 +117,7 @@ def _guarded(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, add)
 
     return guarded
+
+
+if __name__ == "__main__":
+    main()

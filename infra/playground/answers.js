@@ -9,9 +9,10 @@ export const answers = new EventTarget()
 export function listen(user, signal) {
   let subscriptions = 0
   const onStatus = (status) => {
-    answers.status = status
+    document.documentElement.dataset.realtime = status
     if (status === 'SUBSCRIBED' && subscriptions++) answers.dispatchEvent(new Event('resumed'))
   }
-  const tell = (conversation) => answers.dispatchEvent(new CustomEvent('answer', { detail: conversation }))
+  const tell = ({ thread_id: threadId, model_version: model, created_at: createdAt, error_code: errorCode, id, message, response, status, flags, feedback }) =>
+    answers.dispatchEvent(new CustomEvent('answer', { detail: { id, threadId, message, response, status, flags, feedback, model, createdAt, errorCode } }))
   signal.addEventListener('abort', subscribeToAnswers(supabase, user.userId, tell, { onStatus }))
 }

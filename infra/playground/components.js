@@ -64,6 +64,8 @@ export function errorState(error, retry) {
 
 export const TITLES = {
   unreachable: 'You seem to be offline',
+  network: 'The connection was lost',
+  timeout: 'That took too long',
   model_unavailable: 'The model isn’t answering',
   deadline_exceeded: 'That took too long',
   rate_limited: 'A little too fast',
@@ -74,6 +76,7 @@ export const TITLES = {
 }
 export const ADVICE = {
   unreachable: 'Check the connection; what you wrote is still here.',
+  network: 'Check the connection, then try again: nothing is asked twice.',
   model_unavailable: 'Your question is kept.',
   embedding_unavailable: 'Your question is kept.',
   deadline_exceeded: 'Try again, or ask something shorter.',

@@ -1,5 +1,5 @@
-// Which project the page talks to. The embedded stack serves its own in place of this file; for a hosted project
-// put its URL and its publishable key here, and `functionsUrl` where the functions have an address of their own.
+// Which project the page talks to: the embedded stack serves its own in place of this file, and `make playground` writes
+// one for a hosted project. `functionsUrl` is where the functions have an address of their own, `https://…/functions/v1`.
 export default {
   supabaseUrl: 'https://PROJECT.supabase.co',
   publishableKey: 'sb_publishable_…',

@@ -3,7 +3,7 @@ import config from './config.js'
 
 export const supabase = window.supabase.createClient(config.supabaseUrl, config.publishableKey)
 /** Where the functions are, as supabase-ai.js takes it. */
-export const at = { functionsUrl: config.functionsUrl }
+export const at = { functionsUrl: config.functionsUrl ?? undefined }
 export const functionsUrl = config.functionsUrl ?? `${config.supabaseUrl}/functions/v1`
 
 /** @type {{id: string, email: string, userId: number, isOwner: boolean} | null} */

@@ -24,7 +24,7 @@ export class SupabaseAIError extends Error {
 /**
  * The answer to a message. Aborting `signal` rejects with an AbortError, and stops the model while it streams.
  *
- * @param {T.Supabase} supabase @param {string} message @param {T.Asking} [options] @returns {Promise<T.Answer>}
+ * @type {T.CallSupabaseAI}
  */
 export async function callSupabaseAI(supabase, message, options = {}) {
   const { threadId, model, fields, idempotencyKey = crypto.randomUUID(), signal, timeoutMs = 120_000 } = options;
@@ -44,32 +44,33 @@ export async function callSupabaseAI(supabase, message, options = {}) {
 }
 
 /**
- * Calls back with each row of `conversations` that has an answer, new or changed; gives what ends it. What comes while
- * there is no connection is not told: load the thread when `onStatus` hears SUBSCRIBED again.
+ * Calls back with each answer's row, new or changed; gives what ends it. What comes while there is no connection is not
+ * told: load the thread when `onStatus` hears SUBSCRIBED again.
  *
- * @param {T.Supabase} supabase @param {number | string} userId @param {(row: T.Row) => void} callback
- * @param {{ onStatus?: (status: string) => void }} [options]
+ * @type {T.SubscribeToAnswers}
  */
 export function subscribeToAnswers(supabase, userId, callback, { onStatus } = {}) {
   let end = () => {}, failures = 0;
   const begin = () => {
     const channel = watch(supabase, `user_id=eq.${userId}`, ({ new: row }) => row.response && callback(row));
-    const leave = (end = () => void supabase.removeChannel(channel));
-    channel.subscribe((status) => {
+    const leave = (end = () => {
+      end = () => {};
+      supabase.removeChannel(channel);
+    });
+    const note = (status = "") => {
       if (end !== leave) return;
       onStatus?.(status);
       if (status === "SUBSCRIBED") return void (failures = 0);
+      leave();
       const timer = setTimeout(begin, Math.min(1000 * 2 ** failures++, 30_000));
       end = () => clearTimeout(timer);
-      leave();
-    });
+    };
+    // A channel that is joined hears of no row until the system says so.
+    channel.on("system", {}, ({ status }) => note(status === "ok" ? "SUBSCRIBED" : "CHANNEL_ERROR"));
+    channel.subscribe((status) => status === "SUBSCRIBED" || note(status));
   };
   begin();
-  return () => {
-    const last = end;
-    end = () => {};
-    last();
-  };
+  return () => end();
 }
 
 /** The user's thumb on an answer. @type {T.SendFeedback} */
@@ -90,10 +91,9 @@ export async function* readEvents(stream) {
   const reader = stream.getReader(), decoder = new TextDecoder();
   let rest = "", event = "message", data = "";
   try {
-    for (let done = false; !done; ) {
-      const read = await reader.read().catch(lose);
-      done = read.done;
-      rest += decoder.decode(read.value, { stream: !done });
+    for (;;) {
+      const { done, value: bytes } = await reader.read().catch(lose);
+      rest += decoder.decode(bytes, { stream: !done });
       const lines = rest.split(done ? /\r\n?|\n/ : /\r\n|\n|\r(?!$)/); // the last \r may be half of a \r\n
       rest = lines.pop() ?? "";
       for (const line of lines) {
@@ -104,6 +104,7 @@ export async function* readEvents(stream) {
         if (data) yield { event, data: data.slice(0, -1) };
         [event, data] = ["message", ""];
       }
+      if (done) return;
     }
   } finally {
     reader.cancel().catch(() => {}); // hangs up
@@ -113,7 +114,8 @@ export async function* readEvents(stream) {
 /** @param {T.Call} call */
 const streamed = (call) =>
   request({ ...call, body: { ...call.body, stream: true } }, "", async (response, beat) => {
-    if (!/event-stream/.test(response.headers.get("content-type") ?? "")) return whole(call, await json(response));
+    const isStream = response.headers.get("content-type")?.includes("event-stream");
+    if (!isStream) return whole(call, await response.json().catch(lose));
     let text = "", opened = {};
     for await (const { event, data } of readEvents(response.body ?? lose())) {
       const told = JSON.parse(data);
@@ -128,7 +130,7 @@ const streamed = (call) =>
 
 /** @param {T.Call} call */
 async function later({ body, headers, ...call }) {
-  const asked = await persistently({ ...call, body, headers: { ...headers, prefer: "respond-async" } });
+  const asked = await insist({ ...call, body, headers: { ...headers, prefer: "respond-async" } });
   if (asked.status !== "pending") return whole(call, asked);
   let isNews = false, wake = () => {};
   const poke = () => ((isNews = true), wake());
@@ -136,10 +138,11 @@ async function later({ body, headers, ...call }) {
   try {
     for (let ms = 1000; ; ms = Math.min(2 * ms, 8000)) {
       isNews = false;
-      const told = await persistently(call, `/conversations/${asked.conversationId}`);
+      const told = await insist(call, `/conversations/${asked.conversationId}`);
       if (told.status === "complete") return whole(call, told);
-      const failure = { error: "The answer failed: ask again.", code: told.errorCode, retryable: true };
-      if (told.status !== "pending") throw new SupabaseAIError(200, failure);
+      if (told.status !== "pending") {
+        throw new SupabaseAIError(200, { error: "The answer failed.", code: told.errorCode, retryable: true });
+      }
       if (!isNews) await pause(call, (done) => setTimeout((wake = done), ms));
     }
   } finally {
@@ -155,23 +158,23 @@ function whole({ onSources, onToken }, { id, ...told }) {
   return answer;
 }
 
-/** Asks until it is told. @param {T.Call} call */
-async function persistently(call, path = "") {
+/** Asks again where nobody answers, or somebody else's answer is waited for. @param {T.Call} call */
+async function insist(call, path = "") {
   for (let failures = 0; ; ) {
     if (globalThis.navigator?.onLine === false) await pause(call, (done) => addEventListener("online", done));
     try {
       return await request(call, path);
     } catch (/** @type {any} */ error) {
-      const isRunning = error.code === "turn_running";
-      const seconds = isRunning ? error.retryAfterSeconds || 1 : isLost(error) && 2 ** failures++ / 2;
-      if (!seconds || failures > 5) throw error;
+      const isRunning = error.code === "turn_running", isAway = isLost(error) || (path && error.retryable);
+      if (!isRunning && !(isAway && failures++ < 5)) throw error;
+      const seconds = error.retryAfterSeconds || 2 ** failures / 4;
       await pause(call, (done) => setTimeout(done, 1000 * seconds));
     }
   }
 }
 
 /** @type {T.Request} */
-async function request({ supabase, signal, body, headers, stallMs = 35_000, ...at }, path = "", take = json) {
+async function request({ supabase, signal, body, headers, stallMs = 35_000, ...at }, path = "", take) {
   const key = supabase["supabaseKey"], line = new AbortController(), drop = () => line.abort();
   const send = (token = key) =>
     fetch(`${at.functionsUrl ?? supabase["functionsUrl"].href}/${at.functionName ?? "ai-finance"}${path}`, {
@@ -182,7 +185,7 @@ async function request({ supabase, signal, body, headers, stallMs = 35_000, ...a
     }).catch(lose);
   let timer = setTimeout(drop, stallMs);
   const beat = () => (clearTimeout(timer), (timer = setTimeout(drop, stallMs)));
-  globalThis.addEventListener?.("offline", drop);
+  globalThis.addEventListener?.("offline", drop, { signal: line.signal });
   try {
     const { data, error } = await supabase.auth.getSession();
     if (error?.name === "AuthRetryableFetchError") lose();
@@ -191,17 +194,16 @@ async function request({ supabase, signal, body, headers, stallMs = 35_000, ...a
       const { session } = (await supabase.auth.refreshSession()).data;
       if (session) response = await send(session.access_token);
     }
-    const { ok, status } = response, wait = Number(response.headers.get("retry-after")) || 0;
-    if (!ok) throw new SupabaseAIError(status, await response.json().catch(() => ({})), wait);
-    return await take(response, beat);
+    if (!response.ok) {
+      const told = await response.json().catch(() => ({}));
+      throw new SupabaseAIError(response.status, told, Number(response.headers.get("retry-after")) || 0);
+    }
+    return await (take ? take(response, beat) : response.json().catch(lose));
   } finally {
     clearTimeout(timer);
-    globalThis.removeEventListener?.("offline", drop);
+    drop();
   }
 }
-
-/** @param {Response} response */
-const json = (response) => response.json().catch(lose);
 
 /** @returns {never} */
 const lose = () => {

@@ -141,6 +141,16 @@ export type Watch = (supabase: Supabase, filter: string, callback: (change: any)
 /** Resolves with `done`, and rejects when the call is aborted. */
 export type Pause = (call: Call, begin: (done: () => void) => void) => Promise<void>;
 
+export type CallSupabaseAI = (supabase: Supabase, message: string, options?: Asking) => Promise<Answer>;
+
+/** `userId` is that of the table `users`. */
+export type SubscribeToAnswers = (
+  supabase: Supabase,
+  userId: number | string,
+  callback: (row: Row) => void,
+  options?: { onStatus?: (status: string) => void },
+) => () => void;
+
 export type SendFeedback = (
   supabase: Supabase,
   conversationId: number,
@@ -148,10 +158,7 @@ export type SendFeedback = (
   options?: Options,
 ) => Promise<{ conversationId: number; feedback: number }>;
 
-export type ListThreads = (
-  supabase: Supabase,
-  page?: Page,
-) => Promise<{ threads: Thread[]; next: number | null }>;
+export type ListThreads = (supabase: Supabase, page?: Page) => Promise<{ threads: Thread[]; next: number | null }>;
 
 export type LoadThread = (
   supabase: Supabase,

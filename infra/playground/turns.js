@@ -50,7 +50,7 @@ export function turnView(turn, act) {
   return { turn, element, draw }
 }
 
-const thinking = (turn) => h('p', { class: 'thinking' }, h('span', { class: 'dots', 'aria-hidden': 'true' }, h('i'), h('i'), h('i')), turn.status === 'waiting' ? 'Still being answered…' : turn.found ? `Reading ${turn.found === 1 ? 'a passage' : `${turn.found} passages`}…` : 'Looking it up…')
+const thinking = (turn) => h('p', { class: 'thinking' }, h('span', { class: 'dots', 'aria-hidden': 'true' }, h('i'), h('i'), h('i')), turn.status === 'waiting' ? 'Still being answered…' : turn.sources?.length ? `Reading ${turn.sources.length === 1 ? 'a passage' : `${turn.sources.length} passages`}…` : 'Looking it up…')
 
 /** `[1]` in the answer as a button that shows its source. */
 function cited(fragment, turn, act) {

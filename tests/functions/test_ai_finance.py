@@ -226,9 +226,10 @@ def test_tells_the_answer_as_it_is_said(functions: str, stack: Stack, alice: Use
 
     names = [name for name, _ in told]
     assert names == ["sources", "token", "token", "token", "done"]
-    assert told[0][1]["sources"][0]["tokenSymbol"] == "TON"
+    first, done = told[0][1], told[-1][1]
+    assert first["sources"][0]["tokenSymbol"] == "TON"
     assert "".join(data["token"] for name, data in told if name == "token") == "".join(ANSWER)
-    done = told[-1][1]
+    assert (first["conversationId"], first["threadId"]) == (done["conversationId"], done["threadId"])
     assert done["usage"] == USAGE
     row = alice.conversation(stack, done["conversationId"])
     assert (row["status"], row["response"]) == ("complete", "".join(ANSWER))

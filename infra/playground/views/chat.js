@@ -17,6 +17,7 @@ export async function show(place, { params, user, signal }) {
   const views = []
   let threadId = params[0]
   let asking = null
+  let oldest = 0 // what is older isn't loaded yet
   const list = h('ol', { class: 'turns' })
   const older = h('div', { class: 'older' })
   const welcome = h('div', { class: 'welcome' })
@@ -28,10 +29,12 @@ export async function show(place, { params, user, signal }) {
   place.append(h('h1', { class: 'hidden' }, 'Chat'), h('div', { class: 'conversation' }, scroller, told, h('div', { class: 'composer-place' }, input.element)), panel.element)
   const act = { retry, edit: (turn) => { input.fill(turn.message); input.focus() }, showSources: panel.open }
 
-  function add(turn, first = false) {
+  /** Its view, where its id belongs; a new question is the last. */
+  function add(turn) {
     const view = turnView(turn, act)
-    views[first ? 'unshift' : 'push'](view)
-    first ? list.prepend(view.element) : list.append(view.element)
+    const next = turn.id ? views.findIndex((each) => each.turn.id > turn.id) : -1
+    list.insertBefore(view.element, views[next]?.element ?? null)
+    views.splice(next < 0 ? views.length : next, 0, view)
     welcome.replaceChildren()
     return view
   }
@@ -60,7 +63,7 @@ export async function show(place, { params, user, signal }) {
     try {
       const answered = await callSupabaseAI(supabase, turn.message, {
         ...at, threadId, signal: own.signal, idempotencyKey: turn.key,
-        onSources: (sources) => { Object.assign(turn, { sources, found: sources.length }); drawSoon() },
+        onSources: (sources, ids) => { Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id }); drawSoon() },
         onToken: (_, text) => { Object.assign(turn, { text, status: 'streaming' }); drawSoon() },
         onRestart: () => { turn.status = 'waiting'; drawSoon() },
       })
@@ -77,7 +80,8 @@ export async function show(place, { params, user, signal }) {
 
   /** What a failed turn is to look like; its words for readers, unless an alert says them. */
   function fail(turn, error) {
-    if (error.name === 'AbortError') return void (turn.status = turn.id ? turn.status : 'stopped', told.textContent = 'Stopped.')
+    turn.status = 'stopped'
+    if (error.name === 'AbortError') return 'Stopped.'
     Object.assign(turn, { status: 'failed', error })
     if (error.code === 'secret_in_message') turn.message = '(not shown: it held a secret)'
     if (error.status === 401) { input.fill(turn.message); expire() }
@@ -92,8 +96,8 @@ export async function show(place, { params, user, signal }) {
   /** A stored conversation, of this tab's turn or of another tab's. */
   function hear(stored) {
     const mine = views.find(({ turn }) => turn.id === stored.id) ?? views.find(({ turn }) => !turn.id && turn.message === stored.message && turn.status !== 'failed')
-    if (!mine && stored.threadId !== threadId) return
-    if (mine && isOpen(mine.turn) && asking) return // its own stream says the same, with more
+    if (!mine && (stored.threadId !== threadId || stored.id < oldest)) return
+    if (mine && asking && isOpen(mine.turn)) return // its own stream says the same, with more
     const view = mine ?? add(storedTurn(stored))
     if (mine) settle(mine.turn, stored)
     adopt(stored.threadId)
@@ -106,8 +110,9 @@ export async function show(place, { params, user, signal }) {
     try {
       const page = await loadThread(supabase, threadId, { limit: PAGE, before, signal, ...at })
       const height = scroller.scrollHeight
-      for (const stored of page.conversations) if (!views.some(({ turn }) => turn.id === stored.id)) add(storedTurn(stored), true)
+      for (const stored of page.conversations) if (!views.some(({ turn }) => turn.id === stored.id)) add(storedTurn(stored))
       older.replaceChildren(...(page.next ? [button({ label: 'Load older', kind: 'ghost small', onclick: () => load(page.next) })] : []))
+      oldest = page.next ?? 0
       scroller.scrollTop = before ? scroller.scrollTop + scroller.scrollHeight - height : scroller.scrollHeight
     } catch (error) {
       if (signal.aborted) return

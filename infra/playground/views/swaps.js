@@ -2,12 +2,12 @@
 import { unwrapped } from '../api.js'
 import { button, emptyState, heading, loaded, table } from '../components.js'
 import { h } from '../dom.js'
-import { amount, dateTime } from '../format.js'
+import { amount, dateTime, day } from '../format.js'
 import { supabase } from '../session.js'
 
 const PAGE = 50
 const COLUMNS = [
-  { title: 'When', cell: ({ created_at }) => dateTime(created_at) },
+  { title: 'When', cell: ({ created_at }) => h('time', { datetime: created_at, title: dateTime(created_at) }, day(created_at)) },
   { title: 'Swap', cell: ({ from_token, to_token }) => h('strong', {}, `${from_token} → ${to_token}`) },
   { title: 'Amount', align: 'end', cell: (swap) => `${amount(swap.amount)} ${swap.from_token}` },
 ]
