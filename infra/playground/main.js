@@ -26,6 +26,7 @@ async function show() {
   const { view, params } = current()
   document.title = `${view.title} · Supabase AI gateway`
   const place = frame.enter(view)
+  if (view.for === 'owner' && !user.isOwner) return place.replaceChildren(errorState({ code: 'forbidden', message: 'This is for the owner of the project.' }))
   try {
     const { show } = await view.load()
     if (!signal.aborted) await show(place, { params, user, signal })

@@ -1,0 +1,312 @@
+"""The owner's views in a browser: knowledge, models, exports and all usage, which nobody else is shown."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from supabase import create_client
+
+from infra.local.stack import Stack
+from tests.browser.pages import SIZES, Browser, Tab, browser
+from tests.browser.test_playground import ATTACK, gateway, sign_in
+from tests.functions.anybody import a_category
+from tests.functions.corpus import Corpus
+from tests.functions.deployments import Registry, clients
+from tests.functions.test_activation import EXAMPLES, simulate
+from tests.scripted_models import Models
+from tests.sql import retire
+from tests.stand_ins import serving
+from tests.users import User
+
+VIEWS = {"knowledge": "Knowledge", "models": "Models", "exports": "Exports", "figures": "All usage"}
+CALLS = """
+    insert into public.model_calls (
+      id, function, state, status, model_version, input_tokens, output_tokens, cost_usd, latency_ms, created_at
+    )
+    select
+      gen_random_uuid(), 'ai-with-rag', 'settled', case when n % 23 = 0 then 'failed' else 'complete' end,
+      (array['ton@v1', 'ton@v2', 'groq:llama-3.3-70b'])[1 + n % 3], 300 + n % 200, 80, 0.0002 * (1 + n % 3),
+      300 + 150 * (n % 3) + (n * 7919) % 900, now() - (n * interval '36 minutes')
+    from generate_series(1, 1200) as n
+"""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Models]:
+    models = Models()
+    with serving(models.app()) as models.url:
+        yield models
+
+
+@pytest.fixture(scope="module")
+def site(stack: Stack, served: Models) -> Iterator[str]:
+    """The page's origin, behind it functions with a provider of fine-tuned versions; they have no queues."""
+    load = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
+    subprocess.run(load, env={**os.environ, **stack.environment}, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    settings = {"MODEL_CHAIN": "tuned:chained", **served.providers("tuned")}
+    with stack.functions(**settings) as functions, gateway(stack, functions) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as running_browser:
+        yield running_browser
+
+
+@pytest.fixture(scope="module")
+def owner(stack: Stack) -> User:
+    """A user whom the project has made an admin."""
+    user = User.sign_up(stack)
+    service = create_client(stack.url, stack.keys.secret)
+    service.auth.admin.update_user_by_id(user.auth_user_id, {"app_metadata": {"role": "admin"}})
+    return user
+
+
+@pytest.fixture
+def tab(chromium: Browser, site: str, owner: User) -> Iterator[Tab]:
+    """A tab in which the owner is signed in."""
+    with chromium.tab(site) as opened:
+        sign_in(opened, owner)
+        yield opened
+
+
+@pytest.fixture
+def registry(stack: Stack, site: str) -> Iterator[Registry]:
+    """A model of the test's own with an evaluation set, none of whose versions are left when it is over."""
+    own = Registry(stack, site, *clients(stack))
+    lines = "\n".join(map(json.dumps, EXAMPLES))
+    own.storage.put_object(Bucket="ai-models", Key=f"{own.name}/evaluation.jsonl", Body=lines.encode())
+    yield own
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        retire(database, own.name)
+
+
+@pytest.fixture
+def corpus(stack: Stack, site: str) -> Iterator[Corpus]:
+    own = Corpus(stack, site)
+    yield own
+    own.clear()
+
+
+def test_nobody_else_is_shown_them(chromium: Browser, site: str, stack: Stack) -> None:
+    with chromium.tab(site) as tab:
+        tab.expects_refusals = True
+        sign_in(tab, User.sign_up(stack))
+        assert [tab.count(f"nav >> text={title}") for title in VIEWS.values()] == [0, 0, 0, 0]
+
+        for view in VIEWS:
+            tab.go(f"#/{view}")
+            assert "Not allowed" in tab.sees(f".view-{view} .state.error")
+        for path in ("deploy-model", "deploy-model/usage", "export-training-data", "ai-with-rag/documents"):
+            asked = f"import('./api.js').then(({{ call }}) => call('GET', '{path}')).catch(({{ status }}) => status)"
+            assert tab.evaluate(asked) == 403
+
+
+def test_documents_are_added_found_and_deleted(tab: Tab, stack: Stack) -> None:
+    with a_category(stack) as category:
+        tab.click("nav >> text=Knowledge")
+        tab.click("text=Add documents")
+        tab.fill("[name=content]", f"# Of {category}\n\nA swap at {category} costs 0.3 %. {ATTACK}")
+        tab.fill("dialog >> label:text-is('Category') + input", category)
+        tab.click("dialog >> [type=submit]")
+        assert "created" in tab.sees(".outcomes li")
+        assert "1 of 1 document is" in tab.sees("dialog [role=status]")
+        tab.press("Enter")
+
+        tab.fill("[type=search]", category.upper())
+        tab.until("document.querySelectorAll('.documents tbody tr').length === 1")
+        assert f"Of {category}" in tab.sees(".documents tbody tr")
+        tab.click(".documents tbody button")
+        assert f"“Of {category}”" in tab.sees("dialog .body")
+        tab.click("dialog footer >> text=Delete")
+
+        assert "No such document" in tab.sees(".documents .state")
+        with psycopg.connect(stack.database_url) as connection:
+            left = "select from public.documents where category = %s"
+            assert connection.execute(left, [category]).fetchall() == []
+
+
+def test_each_document_of_a_file_says_what_became_of_it(tab: Tab, stack: Stack) -> None:
+    with a_category(stack) as category:
+        documents = [
+            {"id": f"{category}/1", "title": "One", "category": category, "content": f"One of {category}."},
+            {"id": f"{category}/2", "title": "Two", "category": category, "content": 7},
+        ]
+        for outcomes in (["created", "failed"], ["unchanged", "failed"]):
+            tab.go("#/knowledge")
+            tab.sees(".documents tbody")
+            tab.evaluate(DROP % json.dumps(json.dumps(documents)))
+            assert "knowledge.json" in tab.sees("dialog .files")
+            tab.click("dialog >> [type=submit]")
+            tab.sees("dialog >> text=Done")
+            found = tab.evaluate("[...document.querySelectorAll('.outcomes .badge')].map((each) => each.textContent)")
+            assert found == outcomes, tab.evaluate("document.querySelector('.outcomes').innerText")
+            assert "content: " in tab.sees(".outcomes li:nth-child(2) small")
+            tab.click("dialog >> text=Done")
+
+
+def test_a_question_shows_what_is_found_and_why(tab: Tab) -> None:
+    tab.go("#/knowledge/why")
+    tab.fill("[name=question]", "What is the TON token, $TON?")
+    tab.press("Enter")
+
+    first = tab.sees(".found li:first-child")
+
+    assert "#1" in first
+    assert "similar" in first
+    shares = tab.evaluate("[...document.querySelectorAll('.found li:first-child .ranks div')].map((e) => e.innerText)")
+    assert [text.split("\n")[0] for text in shares] == ["Meaning", "Words", "Names"]
+    assert tab.count(".found mark") > 0
+    assert tab.evaluate("document.querySelectorAll('main script, main [onerror]').length") == 0
+
+
+def test_a_canary_is_compared_and_taken_back(tab: Tab, stack: Stack, registry: Registry) -> None:
+    with_canary(registry, stack)
+    tab.go("#/models")
+    family = f"section.card:has(h2:text-is('{registry.name}'))"
+
+    assert "fewer users like its answers" in tab.sees(f"{family} .canary")
+    assert "v2 canary, 50 % of its users" in tab.sees(f"{family} .traffic")
+    assert "10 % of 100" in tab.sees(f"{family} .canary tr:has-text('Thumbs up')")
+
+    tab.click(f"{family} >> text=Roll back")
+    tab.fill("dialog input", "users say so")
+    tab.click("dialog footer >> text=Roll back")
+    tab.sees(".toast")
+
+    assert registry.served() == {"v1": 1}
+    step = registry.row("v2")["history"][0]
+    assert (step["action"], step["reason"]) == ("rolled_back", "users say so")
+    assert step["actor"].startswith("user ")
+
+
+def test_a_version_is_activated_through_the_gate_and_another_deleted(tab: Tab, registry: Registry) -> None:
+    registry.ready("v1", "v2", "v3")
+    registry.activate("v1", force=True)
+    tab.go("#/models")
+    tab.click(f"[aria-label='Activate {registry.name} v2']")
+    assert "10 % of users, as a canary" in tab.sees("dialog output")
+    tab.call("fill", "50", locator="dialog [type=range]")
+    tab.click("dialog footer >> text=Activate")
+    assert "v2 has users" in tab.sees(".toast")
+    assert registry.served() == {"v1": 0.5, "v2": 0.5}
+
+    tab.click(f"[title='Delete {registry.name} v3']")
+    tab.click("dialog footer >> text=Delete")
+    tab.until("document.querySelectorAll('.toast').length === 2")
+    assert registry.call("GET", f"/{registry.name}/v3").status_code == 404
+
+    tab.click(f"a[href='#/models/{registry.name}/v2']")
+    assert "Became a canary" in tab.sees(".history")
+    assert "passed" in tab.sees(".card:has-text('Evaluation at the gate')")
+
+
+def test_an_export_is_started_read_and_downloaded(tab: Tab, corpus: Corpus) -> None:
+    corpus.put_many(60)
+    tab.go("#/exports")
+    tab.click("text=New export >> nth=0")
+    tab.fill("dialog >> label:text-is('Of one model') + input", corpus.model)
+    tab.click("dialog >> text=Preference pairs >> nth=0")
+    tab.click("dialog footer >> text=Start")
+
+    assert "ready" in tab.sees(".export-state .badge:text-is('ready')")
+    assert "60 rows" in tab.sees(".export-state")
+    assert "alpaca.train.json" in tab.sees("table >> text=alpaca.train")
+    assert "No model has learned" in tab.sees("text=No model has learned")
+    tab.click("text=Read the manifest")
+    assert "Lineage" in tab.sees("dialog .facts")
+    assert tab.count("dialog .hashes li") >= 4
+    tab.press("Escape")
+    assert tab.evaluate(DOWNLOADED) == 200
+
+
+def test_all_usage_is_drawn_for_each_span(tab: Tab, stack: Stack) -> None:
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(CALLS)
+    tab.click("nav >> text=All usage")
+    assert "Requests" in tab.sees(".tiles")
+    assert tab.count(".charts canvas") == 7
+    for span, bars in (("24 hours", 24), ("30 days", 30), ("7 days", 7)):
+        tab.click(f".segments >> text={span}")
+        tab.sees(f".segments [aria-pressed=true]:text-is('{span}')")
+        tab.until(f"document.querySelector('.charts details tbody')?.rows.length === {bars}")
+    assert "groq:llama-3.3-70b" in tab.sees("[aria-label='Usage by model']")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_is_for_everybody(
+    chromium: Browser, site: str, stack: Stack, owner: User, registry: Registry, corpus: Corpus, size: str
+) -> None:
+    with_canary(registry, stack)
+    corpus.put_many(40)
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(CALLS)
+    with chromium.tab(site, size) as tab:
+        sign_in(tab, owner)
+        tab.go("#/knowledge")
+        tab.sees(".documents tbody")
+        tab.look("owner-knowledge", size)
+        tab.evaluate("[...document.querySelectorAll('.button')].find((e) => e.textContent === 'Add documents').click()")
+        tab.sees("dialog .dropzone")
+        tab.look("owner-add", size)
+        tab.press("Escape")
+        tab.go("#/knowledge/why")
+        tab.fill("[name=question]", "What is the TON token, $TON?")
+        tab.press("Enter")
+        tab.sees(".found")
+        tab.look("owner-why", size)
+        tab.go("#/models")
+        tab.sees(".canary")
+        tab.look("owner-models", size)
+        tab.click(f"a[href='#/models/{registry.name}/v2']")
+        tab.sees(".history")
+        tab.look("owner-version", size)
+        tab.go("#/exports")
+        tab.sees(".view-exports table, .view-exports .state")
+        tab.click("text=New export >> nth=0")
+        tab.fill("dialog >> label:text-is('Of one model') + input", corpus.model)
+        tab.look("owner-new-export", size)
+        tab.click("dialog footer >> text=Start")
+        tab.sees("text=Read the manifest")
+        tab.look("owner-export", size)
+        tab.click("text=Read the manifest")
+        tab.sees("dialog .hashes")
+        tab.look("owner-manifest", size)
+        tab.press("Escape")
+        tab.go("#/figures/30d")
+        tab.sees(".charts canvas")
+        tab.look("owner-figures", size)
+        tab.evaluate("document.querySelector('.charts').scrollIntoView()")
+        tab.look("owner-charts", size)
+
+
+DROP = """
+    (() => {
+      const dropped = new DataTransfer()
+      dropped.items.add(new File([%s], 'knowledge.json'))
+      const event = new DragEvent('drop', { dataTransfer: dropped, bubbles: true, cancelable: true })
+      document.querySelector('main').dispatchEvent(event)
+    })()
+"""
+DOWNLOADED = """
+    new Promise((resolve) => {
+      HTMLAnchorElement.prototype.click = function () { fetch(this.href).then(({ status }) => resolve(status)) }
+      document.querySelector('[title^="Download alpaca"]').click()
+    })
+"""
+
+
+def with_canary(registry: Registry, stack: Stack) -> None:
+    """v2 is a canary beside v1, which users like far better."""
+    registry.ready("v1", "v2")
+    registry.activate("v1", force=True, reason="the first one")
+    registry.activate("v2", weight=0.5, reason="better on swaps")
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        simulate(registry, database, "v1", 100, 95, 2)
+        simulate(registry, database, "v2", 100, 10, 3)
