@@ -31,12 +31,15 @@ function options(place, series, format, said) {
   return {
     width: place.clientWidth, height: HEIGHT, tzDate: (time) => uPlot.tzDate(new Date(1000 * time), 'Etc/UTC'), cursor: { y: false },
     axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map(format) }],
-    series: [{ value: (_, time) => (time ? said(1000 * time) : '') }, ...series.map(({ label }, at) => ({
-      label, stroke: colour(COLOURS[at % COLOURS.length]), width: 2, spanGaps: true, points: { size: 5 },
+    series: [{ value: (_, time) => (time ? said(1000 * time) : '') }, ...series.map(({ label, values }, at) => ({
+      label, stroke: colour(COLOURS[at % COLOURS.length]), width: 2, spanGaps: true, points: isSparse(values) ? { size: 6, show: true } : { size: 5 },
       value: (_, figure) => (figure === null || figure === undefined ? '–' : format(figure)),
     }))],
   }
 }
+
+/** Whether there are too few figures for a line. */
+const isSparse = (values) => values.filter((value) => value !== null && value !== undefined).length < 3
 
 function figures({ title, times, series, format, period: [period, written] }) {
   const said = (value) => (value === null || value === undefined ? '–' : format(value))

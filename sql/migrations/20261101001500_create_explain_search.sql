@@ -1,5 +1,8 @@
 -- Why a search finds what it finds: the place of a passage in each of the three lists, for admins.
 
+-- Loads pgvector into the session: before that, nobody but a superuser may set hnsw.… for a function.
+select '[1]'::extensions.vector;
+
 -- As it was, and where it is `explained` with `ranks`: for each list that a passage is in, by its name, its `rank`,
 -- `value`, what the list goes by (the similarity, the words' score), and `share`, what it adds to the passage's score.
 drop function private.rank_passages(extensions.vector, text, double precision, text, text, text, text, integer);

@@ -16,10 +16,10 @@ from tests.browser.test_playground import ATTACK, gateway, sign_in
 from tests.functions.anybody import a_category
 from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
-from tests.functions.test_activation import EXAMPLES, simulate
-from tests.scripted_models import Models
+from tests.functions.test_activation import EXAMPLES, Tuned, simulate
 from tests.sql import retire
 from tests.stand_ins import serving
+from tests.training_stand_ins import KEY, Together
 from tests.users import User
 
 VIEWS = {"knowledge": "Knowledge", "models": "Models", "exports": "Exports", "figures": "All usage"}
@@ -36,18 +36,29 @@ CALLS = """
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Models]:
-    models = Models()
+def served() -> Iterator[Tuned]:
+    models = Tuned()
     with serving(models.app()) as models.url:
         yield models
 
 
 @pytest.fixture(scope="module")
-def site(stack: Stack, served: Models) -> Iterator[str]:
-    """The page's origin, behind it functions with a provider of fine-tuned versions; they have no queues."""
+def trainer() -> Iterator[Together]:
+    """A provider whose jobs are trained for as long as a test lets them."""
+    provider = Together(state="running")
+    with serving(provider.app()) as provider.origin:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def site(stack: Stack, served: Tuned, trainer: Together) -> Iterator[str]:
+    """The page's origin, behind it functions with providers of training and of what comes of it, and no queues."""
     load = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
     subprocess.run(load, env={**os.environ, **stack.environment}, check=True, timeout=60, stdout=subprocess.DEVNULL)
-    settings = {"MODEL_CHAIN": "tuned:chained", **served.providers("tuned")}
+    rows = {"tuned": {"base_url": f"{served.url}/v1"}, "together": {}}
+    rows["together"] = {"base_url": f"{trainer.origin}/chat", "tuning_url": f"{trainer.origin}/v1"}
+    settings = {"MODEL_CHAIN": "tuned:chained", "MODEL_PROVIDERS": json.dumps(rows), "TUNED_API_KEY": "any"}
+    settings |= {"TOGETHER_API_KEY": KEY, "EXPORT_QUEUE_URL": "", "DEPLOYMENT_QUEUE_URL": ""}
     with stack.functions(**settings) as functions, gateway(stack, functions) as url:
         yield url
 
@@ -143,11 +154,13 @@ def test_each_document_of_a_file_says_what_became_of_it(tab: Tab, stack: Stack) 
             tab.evaluate(DROP % json.dumps(json.dumps(documents)))
             assert "knowledge.json" in tab.sees("dialog .files")
             tab.click("dialog >> [type=submit]")
-            tab.sees("dialog >> text=Done")
+            tab.sees("dialog .form-end button:has-text('Done')")
             found = tab.evaluate("[...document.querySelectorAll('.outcomes .badge')].map((each) => each.textContent)")
-            assert found == outcomes, tab.evaluate("document.querySelector('.outcomes').innerText")
+            assert found == outcomes, str(
+                tab.evaluate("[...document.querySelectorAll('dialog')].map((d) => [d.open, d.innerText])")
+            )
             assert "content: " in tab.sees(".outcomes li:nth-child(2) small")
-            tab.click("dialog >> text=Done")
+            tab.click("dialog .form-end button")
 
 
 def test_a_question_shows_what_is_found_and_why(tab: Tab) -> None:
@@ -206,7 +219,42 @@ def test_a_version_is_activated_through_the_gate_and_another_deleted(tab: Tab, r
     assert "passed" in tab.sees(".card:has-text('Evaluation at the gate')")
 
 
-def test_an_export_is_started_read_and_downloaded(tab: Tab, corpus: Corpus) -> None:
+def test_what_the_gate_refuses_is_shown_with_its_reasons_and_can_be_forced(tab: Tab, registry: Registry) -> None:
+    tab.expects_refusals = True
+    registry.ready("v1")
+    registry.ready("v2", model="bad")
+    registry.activate("v1", force=True)
+    tab.go("#/models")
+    tab.click(f"[aria-label='Activate {registry.name} v2']")
+    tab.click("dialog footer >> text=Activate")
+
+    assert "is not good enough" in tab.sees("dialog .form-error")
+    assert "Score" in tab.sees("dialog table")
+    tab.click("dialog [role=switch]")
+    tab.click("dialog footer >> text=Activate")
+    tab.sees(".toast")
+
+    assert registry.served() == {"v1": 0.9, "v2": 0.1}
+
+
+def test_a_view_that_cannot_be_loaded_says_so_and_tries_again(tab: Tab) -> None:
+    tab.expects_refusals = True
+    for view in VIEWS:
+        tab.go(f"#/{view}")
+        tab.sees(f".view-{view} h1")
+        tab.until("!document.querySelector('main [aria-busy=true]')")
+    tab.offline(True)
+    for view in VIEWS:
+        tab.go(f"#/{view}")
+        assert "You seem to be offline" in tab.sees(f".view-{view} .state.error")
+    tab.offline(False)
+
+    tab.click("text=Try again")
+
+    tab.until("!document.querySelector('.state.error') && !document.querySelector('main [aria-busy=true]')")
+
+
+def test_an_export_is_started_read_downloaded_and_learned_from(tab: Tab, corpus: Corpus, trainer: Together) -> None:
     corpus.put_many(60)
     tab.go("#/exports")
     tab.click("text=New export >> nth=0")
@@ -223,6 +271,12 @@ def test_an_export_is_started_read_and_downloaded(tab: Tab, corpus: Corpus) -> N
     assert tab.count("dialog .hashes li") >= 4
     tab.press("Escape")
     assert tab.evaluate(DOWNLOADED) == 200
+
+    tab.click("text=Start a fine-tune job")
+    tab.fill("dialog [name=baseModel]", "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference")
+    tab.click("dialog footer >> text=Start")
+    assert "training" in tab.sees("[aria-label='Fine-tune jobs'] .badge")
+    assert "POST /v1/fine-tunes" in trainer.asked
 
 
 def test_all_usage_is_drawn_for_each_span(tab: Tab, stack: Stack) -> None:

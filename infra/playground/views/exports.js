@@ -165,9 +165,8 @@ async function readManifest(at) {
 
 function manifestOf(manifest) {
   const { files, consent, watermark, promptVersion, rules, tokensAre, lineage } = manifest
-  const known = (value) => (value !== null && typeof value === 'object' ? Object.entries(value).map(([key, each]) => `${key}: ${JSON.stringify(each)}`).join(', ') : value && String(value))
   return [
-    h('dl', { class: 'facts' }, fact('Consent', known(consent)), fact('Watermark', known(watermark)), fact('Prompt', promptVersion), fact('Rules', known(rules)), fact('Tokens are', tokensAre), fact('Lineage', lineage)),
+    h('dl', { class: 'facts' }, fact('Consent', consent && `of ${count(consent.users)} users, as of ${dateTime(consent.at)}`), fact('Up to change', watermark?.selected_until), fact('Prompt', promptVersion), fact('Rules', rules), fact('Tokens are', tokensAre), fact('Lineage', lineage)),
     h('ul', { class: 'hashes' }, files.map((file) => h('li', {}, h('strong', {}, file.path), h('code', {}, file.sha256)))),
     h('details', {}, h('summary', {}, 'As JSON'), h('pre', { tabindex: '0' }, JSON.stringify(manifest, null, 2))),
   ]

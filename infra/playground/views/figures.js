@@ -39,7 +39,7 @@ const COLUMNS = [
 export async function show(place, { params: [name = '7d'], signal }) {
   const range = RANGES[name] ?? RANGES['7d']
   const body = h('div', { class: 'stack' })
-  place.append(heading('All usage', 'Everybody’s questions, by the model that answered. Days and hours are UTC.', ranges(range)), body)
+  place.append(heading('All usage', 'Everybody’s questions, by the model that answered. Days and hours are UTC; the last one still runs.', ranges(range)), body)
   await loaded(body, () => read(range, signal), (usage) => drawn(usage, range, signal), { lines: 8, signal })
 }
 
