@@ -17,6 +17,7 @@ from tests.functions.anybody import a_category
 from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
 from tests.functions.test_activation import EXAMPLES, Tuned, simulate
+from tests.shared.model_files import CONFIG, weights
 from tests.sql import retire
 from tests.stand_ins import serving
 from tests.training_stand_ins import KEY, Together
@@ -219,6 +220,26 @@ def test_a_version_is_activated_through_the_gate_and_another_deleted(tab: Tab, r
     assert "passed" in tab.sees(".card:has-text('Evaluation at the gate')")
 
 
+def test_a_training_jobs_files_are_deployed_and_had_again(tab: Tab, registry: Registry) -> None:
+    source = registry.put({"model.safetensors": weights(2000), "config.json": CONFIG})
+    tab.go("#/models")
+    tab.click("text=Deploy >> nth=0")
+    for name, text in (("modelName", registry.name), ("baseModel", "llama-3.1-8b"), ("source", source)):
+        tab.fill(f"dialog [name={name}]", text)
+    tab.press("Enter")
+    assert f"{registry.name} v1 is ready" in tab.sees(".toast")
+
+    tab.click(f"a[href='#/models/{registry.name}/v1']")
+    assert source in tab.sees(".facts")
+    assert "model.safetensors" in tab.sees("[aria-label=Files]")
+    assert tab.evaluate(DOWNLOADED % "model") == 200
+
+    tab.click(f"[title='Delete {registry.name} v1']")
+    tab.click("dialog footer >> text=Delete")
+    tab.sees(".view-models h1:text-is('Models')")
+    assert registry.call("GET", f"/{registry.name}/v1").status_code == 404
+
+
 def test_what_the_gate_refuses_is_shown_with_its_reasons_and_can_be_forced(tab: Tab, registry: Registry) -> None:
     tab.expects_refusals = True
     registry.ready("v1")
@@ -270,7 +291,7 @@ def test_an_export_is_started_read_downloaded_and_learned_from(tab: Tab, corpus:
     assert "Lineage" in tab.sees("dialog .facts")
     assert tab.count("dialog .hashes li") >= 4
     tab.press("Escape")
-    assert tab.evaluate(DOWNLOADED) == 200
+    assert tab.evaluate(DOWNLOADED % "alpaca") == 200
 
     tab.click("text=Start a fine-tune job")
     tab.fill("dialog [name=baseModel]", "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference")
@@ -351,7 +372,7 @@ DROP = """
 DOWNLOADED = """
     new Promise((resolve) => {
       HTMLAnchorElement.prototype.click = function () { fetch(this.href).then(({ status }) => resolve(status)) }
-      document.querySelector('[title^="Download alpaca"]').click()
+      document.querySelector('[title^="Download %s"]').click()
     })
 """
 

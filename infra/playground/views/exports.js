@@ -2,9 +2,9 @@
 import { call } from '../api.js'
 import { badge, button, card, choice, dialog, emptyState, field, heading, loaded, table, toast, toggle } from '../components.js'
 import { h } from '../dom.js'
+import { downloadButton, signed } from '../downloads.js'
 import { ago, bytes, count, dateTime, percent } from '../format.js'
 import { go } from '../router.js'
-import config from '../config.js'
 
 const POLL_MS = 2500
 const STATUS = { ready: 'good', failed: 'bad', replaced: 'plain', collecting: 'warn', writing: 'warn', cancelled: 'bad' }
@@ -129,32 +129,14 @@ const filesTable = (files, at) =>
       { title: 'Rows', align: 'end', cell: ({ rows }) => count(rows) },
       { title: 'Tokens', align: 'end', cell: ({ tokens }) => count(tokens) },
       { title: 'Size', align: 'end', cell: ({ sizeBytes }) => bytes(sizeBytes) },
-      { title: h('span', { class: 'hidden' }, 'Download'), align: 'end', cell: ({ path }) => button({ title: `Download ${path}`, symbol: 'download', kind: 'ghost small', onclick: () => download(at, path) }) },
+      { title: h('span', { class: 'hidden' }, 'Download'), align: 'end', cell: ({ path }) => downloadButton(`${at}/urls`, path) },
     ],
   })
-
-/** A signed address, at the origin that this page knows the project by. */
-async function signed(at, path) {
-  const { files } = await call('GET', `${at}/urls`)
-  const { pathname, search } = new URL(files.find((file) => file.path === path).url)
-  return new URL(pathname + search, config.supabaseUrl)
-}
-
-async function download(at, path) {
-  try {
-    const url = await signed(at, path)
-    url.searchParams.set('download', path)
-    const link = h('a', { href: url, download: path })
-    link.click()
-  } catch (error) {
-    toast(error.message, { kind: 'error' })
-  }
-}
 
 async function readManifest(at) {
   const body = h('div', { class: 'stack' })
   const read = async () => {
-    const answer = await fetch(await signed(at, 'manifest.json'))
+    const answer = await fetch(await signed(`${at}/urls`, 'manifest.json'))
     if (!answer.ok) throw new Error(`Storage answered with status ${answer.status}.`)
     return answer.json()
   }

@@ -32,14 +32,14 @@ const COLUMNS = [
   { title: 'Cost', align: 'end', cell: ({ costUsd }) => usd(costUsd) },
   { title: 'p50', align: 'end', cell: ({ p50Ms }) => said(p50Ms, milliseconds) },
   { title: 'p95', align: 'end', cell: ({ p95Ms }) => said(p95Ms, milliseconds) },
-  { title: 'Tokens read, written', align: 'end', cell: ({ inputTokens, outputTokens }) => `${count(inputTokens)}, ${count(outputTokens)}` },
-  { title: 'Thumbs up, down', align: 'end', cell: ({ likes, dislikes }) => `${count(likes)}, ${count(dislikes)}` },
+  { title: 'Tokens in, out', align: 'end', cell: ({ inputTokens, outputTokens }) => `${count(inputTokens)}, ${count(outputTokens)}` },
+  { title: 'Thumbs', align: 'end', cell: ({ likes, dislikes }) => `${count(likes)} up, ${count(dislikes)} down` },
 ]
 
 export async function show(place, { params: [name = '7d'], signal }) {
   const range = RANGES[name] ?? RANGES['7d']
   const body = h('div', { class: 'stack' })
-  place.append(heading('All usage', 'Everybody’s questions, by the model that answered. Days and hours are UTC; the last one still runs.', ranges(range)), body)
+  place.append(heading('All usage', 'Everybody’s questions, by the model that answered. In UTC; the last bucket still fills.', ranges(range)), body)
   await loaded(body, () => read(range, signal), (usage) => drawn(usage, range, signal), { lines: 8, signal })
 }
 
@@ -63,7 +63,7 @@ function drawn(usage, range, signal) {
   return [
     h('div', { class: 'tiles' }, tile('Requests', count(total.requests)), tile('Cost', usd(total.costUsd)), tile('Errors', percent(total.errors / total.requests)),
       tile('Median latency', said(total.p50Ms, milliseconds)), tile('95th percentile', said(total.p95Ms, milliseconds)), tile('Thumbs up', said(liked(total), percent))),
-    card('By model', table({ caption: 'Usage by model', columns: COLUMNS, rows: models })),
+    table({ caption: 'Usage by model', columns: COLUMNS, rows: models }),
     h('div', { class: 'charts' }, CHARTS.map(({ title, of, none, format }) => card(null, lineChart({
       title, times, format, period, signal, series: lines.map(({ model, rows }) => ({ label: model ?? NONE, values: rows.map((row) => (row ? of(row) : none)) })),
     })))),

@@ -75,9 +75,7 @@ function documents(page, words, load, signal) {
 
 const columns = (load) => [
   { title: 'Document', cell: ({ id, title }) => h('div', { class: 'named' }, h('strong', {}, title ?? id), title && h('small', {}, id)) },
-  { title: 'Token', cell: ({ tokenSymbol }) => (tokenSymbol ? badge(tokenSymbol) : '') },
-  { title: 'Category', cell: ({ category }) => category ?? '' },
-  { title: 'Seen by', cell: ({ ownerId }) => (ownerId ? badge(`user ${ownerId}`, 'warn') : 'everybody') },
+  { title: 'About', cell: ({ tokenSymbol, category, ownerId }) => h('span', { class: 'badges' }, tokenSymbol && badge(tokenSymbol), category, ownerId && badge(`user ${ownerId} alone`, 'warn')) },
   { title: 'Passages', align: 'end', cell: ({ passages }) => count(passages) },
   { title: 'Changed', cell: ({ updatedAt }) => h('time', { datetime: updatedAt, title: dateTime(updatedAt) }, ago(updatedAt)) },
   { title: h('span', { class: 'hidden' }, 'Delete'), align: 'end', cell: (row) => button({ title: `Delete ${row.title ?? row.id}`, symbol: 'trash', kind: 'ghost small', onclick: () => remove(row, load) }) },

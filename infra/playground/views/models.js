@@ -2,6 +2,7 @@
 import { call } from '../api.js'
 import { badge, button, card, confirm, dialog, emptyState, field, heading, loaded, table, toast, toggle } from '../components.js'
 import { h } from '../dom.js'
+import { downloadButton } from '../downloads.js'
 import { ago, bytes, count, dateTime, day, milliseconds, percent } from '../format.js'
 import { go } from '../router.js'
 
@@ -136,8 +137,8 @@ async function done(work, words, load) {
 }
 
 /** Ask for a share and a reason, and activate; where the gate refuses, what it found, and all the same. */
-async function activate({ modelName, version }, load) {
-  const share = h('input', { type: 'range', min: '5', max: '100', step: '5', value: '10', id: 'share', oninput: () => { shown.textContent = worded() } })
+async function activate({ modelName, version, isCanary, weight }, load) {
+  const share = h('input', { type: 'range', min: '5', max: '100', step: '5', value: isCanary ? String(Math.round(100 * weight)) : '10', id: 'share', oninput: () => { shown.textContent = worded() } })
   const shown = h('output', { for: 'share' })
   const worded = () => (share.value === '100' ? 'all users' : `${share.value} % of users, as a canary`)
   const reason = field({ label: 'Reason', placeholder: 'for the history', maxlength: '1000' })
@@ -156,9 +157,9 @@ async function activate({ modelName, version }, load) {
   }
   shown.textContent = worded()
   const told = await dialog({
-    title: `Activate ${modelName} ${version}`,
+    title: `${isCanary ? 'Change the share of' : 'Activate'} ${modelName} ${version}`,
     body: () => [h('div', { class: 'field' }, h('label', { for: 'share' }, 'Who gets it: ', shown), share), reason, h('p', { class: 'hint' }, 'It is evaluated beside the active version first, if that has not been done.'), said],
-    actions: (close) => [button({ label: 'Cancel', onclick: () => close() }), button({ label: 'Activate', kind: 'primary', onclick: (event) => ask(close, event) })],
+    actions: (close) => [button({ label: 'Cancel', onclick: () => close() }), button({ label: isCanary ? 'Change' : 'Activate', kind: 'primary', onclick: (event) => ask(close, event) })],
   })
   if (!told) return
   toast(told)
@@ -239,21 +240,13 @@ function described(model, at, load, signal) {
 }
 
 function files(listed, at) {
-  const download = async (path) => {
-    try {
-      const { files: signed } = await call('GET', `${at}/url`)
-      location.assign(signed.find((each) => each.path === path).url)
-    } catch (error) {
-      toast(error.message, { kind: 'error' })
-    }
-  }
   return table({
     caption: 'Files', rows: listed,
     columns: [
       { title: 'Path', cell: ({ path }) => path },
       { title: 'Size', align: 'end', cell: ({ size }) => bytes(size) },
       { title: 'SHA-256', cell: ({ sha256 }) => h('code', { title: sha256 }, sha256.slice(0, 12), '…') },
-      { title: h('span', { class: 'hidden' }, 'Download'), align: 'end', cell: ({ path }) => button({ title: `Download ${path}`, symbol: 'download', kind: 'ghost small', onclick: () => download(path) }) },
+      { title: h('span', { class: 'hidden' }, 'Download'), align: 'end', cell: ({ path }) => downloadButton(`${at}/url`, path) },
     ],
   })
 }
