@@ -90,6 +90,7 @@ def _write_settings(running: Stack) -> None:
 def _overview(running: Stack) -> dict[str, str]:
     environment = running.environment
     return {
+        "Playground": f"{running.url}/",
         "Gateway": running.url,
         "Functions": f"{running.url}/functions/v1/<name>",
         "Postgres": running.database_url,

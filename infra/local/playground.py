@@ -5,13 +5,14 @@ any static host.
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -34,15 +35,13 @@ POLICY = {
     "script-src": "'self'",
     "style-src": "'self'",
     "img-src": "'self' data:",
-    "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
     "require-trusted-types-for": "'script'",
     "trusted-types": "dompurify",
 }
+HOST = re.compile(r"[\w.-]+(:\d+)?")
 HEADERS = {
-    "content-security-policy": "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
-    + "; frame-ancestors 'none'",  # which no page can say of itself
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -69,11 +68,16 @@ def write(folder: Path, supabase_url: str, publishable_key: str, functions_url: 
     (folder / "config.js").write_text(f"export default {json.dumps(told)}\n")
     origins = dict.fromkeys(_origin(url) for url in (supabase_url, functions_url) if url)
     live = _origin(supabase_url).replace("http", "ws", 1)
-    policy = POLICY | {"connect-src": " ".join(["'self'", *origins, live])}
-    said = "; ".join(f"{name} {sources}" for name, sources in policy.items())
     index = folder / "index.html"
-    meta = f'<meta charset="utf-8">\n    <meta http-equiv="Content-Security-Policy" content="{said}">'
+    policy = _policy(*origins, live)
+    meta = f'<meta charset="utf-8">\n    <meta http-equiv="Content-Security-Policy" content="{policy}">'
     index.write_text(index.read_text().replace('<meta charset="utf-8">', meta))
+
+
+def _policy(*origins: str) -> str:
+    """The policy of a page that also talks to these origins."""
+    directives = POLICY | {"connect-src": " ".join(["'self'", *origins])}
+    return "; ".join(f"{name} {sources}" for name, sources in directives.items())
 
 
 def _origin(url: str) -> str:
@@ -109,9 +113,14 @@ def _guarded(app: ASGIApp) -> ASGIApp:
     """`app` with the headers of a page that runs nothing but its own files."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "")
+        # Not every browser counts them among 'self'.
+        sockets = [f"ws://{host}", f"wss://{host}"] if HOST.fullmatch(host) else []
+        policy = f"{_policy(*sockets)}; frame-ancestors 'none'"  # which no page can say of itself
+
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(HEADERS | {"content-security-policy": policy})
             await send(message)
 
         await app(scope, receive, add)

@@ -5,8 +5,12 @@ import { subscribeToAnswers } from './supabase-ai.js'
 /** Gets `answer` with a conversation for `detail`, and `resumed` when answers may have been missed. */
 export const answers = new EventTarget()
 
+/** The ids of the conversations that were seen as they were answered in this tab. */
+export const seen = new Set()
+
 /** Listen for `user` until `signal` is aborted. */
 export function listen(user, signal) {
+  if (user.userId === undefined) return // no user of the app
   let subscriptions = 0
   const onStatus = (status) => {
     document.documentElement.dataset.realtime = status

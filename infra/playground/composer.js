@@ -14,12 +14,13 @@ export function composer({ name, send, stop, signal }) {
   let isBusy = false
 
   const changed = () => {
-    sessionStorage.setItem(name(), input.value)
+    if (input.value) sessionStorage.setItem(name(), input.value)
+    else sessionStorage.removeItem(name())
     input.style.height = 'auto'
     input.style.height = `${Math.min(input.scrollHeight, 220)}px`
     sending.disabled = !input.value.trim()
     const left = MOST - input.value.length
-    hint.replaceChildren(...(left < 500 ? [`${left} characters left`] : [h('kbd', {}, 'Enter'), ' sends, ', h('kbd', {}, 'Shift'), ' ', h('kbd', {}, 'Enter'), ' breaks the line, ', h('kbd', {}, '/'), ' comes back here. Answers can be wrong: check the sources.']))
+    hint.replaceChildren(...(left < 500 ? [`${left} characters left`] : [h('kbd', {}, 'Enter'), ' sends, ', h('kbd', {}, 'Shift Enter'), ' breaks the line. Answers can be wrong: check the sources.']))
   }
   const submit = () => {
     const text = input.value.trim()

@@ -10,29 +10,37 @@ const app = document.getElementById('app')
 let frame = null
 let leaving = new AbortController()
 
-async function show() {
+async function show(event) {
   leaving.abort()
   leaving = new AbortController()
   const { signal } = leaving
-  await readUser()
-  if (signal.aborted) return
-  app.classList.remove('booting')
-  app.setAttribute('aria-busy', 'false')
-  if (!user) return showSignIn()
+  let place = app
+  try {
+    await readUser()
+    if (signal.aborted) return
+    app.classList.remove('booting')
+    app.setAttribute('aria-busy', 'false')
+    if (!user) return showSignIn()
+    const { view, params } = current()
+    place = enter(view)
+    if (view.for === 'owner' && !user.isOwner) throw { code: 'forbidden', message: 'This is for the owner of the project.' }
+    const { show: draw } = await view.load()
+    if (signal.aborted) return
+    await draw(place, { params, user, signal })
+    if (event) place.querySelector('h1[tabindex]')?.focus({ preventScroll: true })
+  } catch (error) {
+    if (!signal.aborted) place.replaceChildren(h('div', { class: 'lonely' }, errorState(error, show)))
+  }
+}
+
+/** The view's place in the frame of who is signed in. */
+function enter(view) {
   if (frame?.userId !== user.id) {
     frame?.leave()
     frame = shell(app, user)
   }
-  const { view, params } = current()
   document.title = `${view.title} · Supabase AI gateway`
-  const place = frame.enter(view)
-  if (view.for === 'owner' && !user.isOwner) return place.replaceChildren(errorState({ code: 'forbidden', message: 'This is for the owner of the project.' }))
-  try {
-    const { show } = await view.load()
-    if (!signal.aborted) await show(place, { params, user, signal })
-  } catch (error) {
-    if (!signal.aborted) place.replaceChildren(errorState(error, show))
-  }
+  return frame.enter(view)
 }
 
 function showSignIn(notice) {
@@ -44,7 +52,7 @@ function showSignIn(notice) {
 
 addEventListener('hashchange', show)
 onSession(
-  () => (frame && frame.userId === user?.id) || show(),
+  (id) => frame?.userId === id || show(),
   (hasExpired) => {
     if (!frame) return
     leaving.abort()

@@ -14,7 +14,7 @@ export async function readUser() {
   const { data: { session } } = await supabase.auth.getSession()
   if (!session) return (user = null)
   if (user?.id === session.user.id) return user
-  const { data: row } = await supabase.from('users').select('user_id').maybeSingle()
+  const { data: row } = await supabase.from('users').select('user_id').eq('auth_user_id', session.user.id).maybeSingle().throwOnError()
   const isOwner = session.user.app_metadata?.role === 'admin'
   return (user = { id: session.user.id, email: session.user.email, userId: row?.user_id, isOwner })
 }
@@ -24,6 +24,7 @@ let isLeaving = false
 /** End the session, here only. */
 export async function signOut() {
   isLeaving = true
+  sessionStorage.clear() // what was written and not sent
   await supabase.auth.signOut({ scope: 'local' })
   isLeaving = false
 }
@@ -31,13 +32,13 @@ export async function signOut() {
 /** The server takes the session no more: end it, as one that has expired. */
 export const expire = () => supabase.auth.signOut({ scope: 'local' })
 
-/** Call `began` when somebody signs in, `ended(hasExpired)` when the session is over, by whatever tab. */
+/** Call `began(id)` when somebody signs in, `ended(hasExpired)` when the session is over, by whatever tab. */
 export function onSession(began, ended) {
-  supabase.auth.onAuthStateChange((event) => {
+  supabase.auth.onAuthStateChange((event, session) => {
     const hasExpired = !isLeaving
     if (event === 'SIGNED_OUT') user = null
     // What is awaited in here would wait for supabase-js's own lock.
     if (event === 'SIGNED_OUT') setTimeout(() => ended(hasExpired))
-    if (event === 'SIGNED_IN') setTimeout(began)
+    if (event === 'SIGNED_IN') setTimeout(() => began(session.user.id))
   })
 }

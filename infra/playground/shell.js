@@ -27,23 +27,26 @@ export function shell(app, user) {
     threadList(signal),
     account(user),
   )
-  const drawer = (open) => {
+  const content = h('div', { class: 'content' }, offlineBanner(signal), place)
+  const drawer = (open, isLeft = false) => {
     app.classList.toggle('drawer-open', open)
+    content.inert = open
     openMenu.setAttribute('aria-expanded', String(open))
-    ;(open ? sidebar.querySelector('.drawer-close') : openMenu).focus()
+    if (!isLeft) (open ? sidebar.querySelector('.drawer-close') : openMenu).focus()
   }
+  sidebar.addEventListener('click', ({ target }) => target.closest('a') && drawer(false, true))
   app.className = 'shell'
   app.replaceChildren(
     h('a', { class: 'skip', href: '#view', onclick: (event) => { event.preventDefault(); place.focus() } }, 'Skip to the content'),
     h('header', { class: 'topbar' }, openMenu, title, button({ title: 'New chat', symbol: 'plus', kind: 'ghost', onclick: () => go('chat') })),
-    sidebar, h('div', { class: 'scrim', onclick: () => drawer(false) }), h('div', { class: 'content' }, offlineBanner(signal), place),
+    sidebar, h('div', { class: 'scrim', onclick: () => drawer(false) }), content,
   )
   addEventListener('keydown', (event) => event.key === 'Escape' && app.classList.contains('drawer-open') && drawer(false), { signal })
   return {
     userId: user.id,
     enter(view) {
       for (const [each, anchor] of links) anchor[each === view ? 'setAttribute' : 'removeAttribute']('aria-current', 'page')
-      app.classList.remove('drawer-open')
+      drawer(false, true)
       title.textContent = view.title
       place.className = `view view-${view.path}`
       place.replaceChildren()

@@ -1,5 +1,5 @@
 // The user's conversations in the navigation, the latest first; those with an answer that wasn't looked at have a dot.
-import { answers } from './answers.js'
+import { answers, seen } from './answers.js'
 import { button, errorState, skeleton } from './components.js'
 import { h } from './dom.js'
 import { ago, dateTime } from './format.js'
@@ -28,7 +28,7 @@ export function threadList(signal) {
     if (before || threads.length === page.threads.length) more.replaceChildren(...footer(page.next, threads, load))
   }
   more.append(skeleton(4))
-  answers.addEventListener('answer', ({ detail }) => { unseen.add(detail.threadId); load() }, { signal })
+  answers.addEventListener('answer', ({ detail }) => { if (!seen.has(detail.id)) unseen.add(detail.threadId); load() }, { signal })
   answers.addEventListener('resumed', () => load(), { signal })
   addEventListener('hashchange', draw, { signal })
   addEventListener('addressrenamed', draw, { signal })

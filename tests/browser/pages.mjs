@@ -55,7 +55,7 @@ const commands = {
   },
   async axe({ page }) {
     const at = pages.get(page)
-    await at.evaluate(AXE)
+    if (await at.evaluate('!window.axe')) await at.evaluate(AXE)
     const { violations } = await at.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }))
     return violations.filter(({ impact }) => IMPACTS.includes(impact)).map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 160)).join(' | ')}`)
   },

@@ -29,6 +29,7 @@ from tests.infra import running
 from tests.stand_ins import Model, serving
 from tests.users import User
 
+pytestmark = pytest.mark.timeout(240)  # the first one brings the stack, and the browser where there is none
 PASSWORD = "correct horse battery"
 PIECES = ["TON is ", "the native coin ", "of The Open Network."]
 ATTACK = '<script>window.ran = 1</script><img src=x onerror="window.ran = 1"><svg/onload="window.ran = 1">'
@@ -209,6 +210,9 @@ def test_a_model_that_is_down_says_so_and_is_asked_again_in_the_same_conversatio
     tab.click("text=Try again")
     tab.sees(".failure")
     assert conversations(stack, user, "status") == [("failed",)]
+    tab.until("location.hash.length > 10")
+    tab.call("reload")
+    assert "No answer was given" in tab.sees(".failure")
 
 
 def test_an_answer_that_is_stopped_keeps_what_was_said(tab: Tab, model: Gated, stack: Stack, user: User) -> None:
@@ -282,6 +286,32 @@ def test_a_thread_is_found_again_with_its_older_turns(chromium: Browser, site: s
         assert tab.count("text=Load older") == 0
 
 
+def test_answers_that_are_not_whole_are_shown_as_such(chromium: Browser, site: str, stack: Stack, user: User) -> None:
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(UNFINISHED, [user.user_id, uuid.uuid4()])
+    with chromium.tab(site) as tab:
+        sign_in(tab, user)
+        tab.click(".thread")
+
+        assert "No answer was given" in tab.sees(".turn:nth-child(1) .failure")
+        assert "Broke off" in tab.sees(".turn:nth-child(2) .answer-note")
+        assert "Still being answered" in tab.sees(".turn:nth-child(3) .answer")
+        with psycopg.connect(stack.database_url) as connection:
+            finished = "update public.conversations set status = 'complete', response = 'Now.' where user_id = %s"
+            connection.execute(f"{finished} and status = 'pending'", [user.user_id])
+        tab.sees(".turn:nth-child(3) .answer-text >> text=Now.")
+
+
+def test_a_wrong_password_says_what_to_do(chromium: Browser, site: str, user: User) -> None:
+    with chromium.tab(site) as tab:
+        tab.expects_refusals = True
+        tab.fill("[name=email]", user.email)
+        tab.fill("[name=password]", PASSWORD)
+        tab.press("Enter")
+
+        assert "No account has this email and password" in tab.sees(".form-error:not(:empty)")
+
+
 def test_the_consent_is_the_users_and_kept(tab: Tab, stack: Stack, user: User) -> None:
     tab.go("#/settings")
     tab.click("[role=switch]")
@@ -317,20 +347,21 @@ def test_the_page_of_a_static_host_talks_to_its_project(
         joined(tab)
         policy = tab.evaluate("document.querySelector('[http-equiv]').content")
 
-    assert f"connect-src 'self' {site} ws{site.removeprefix('http')};" in policy
+    assert f"connect-src 'self' {site} ws{site.removeprefix('http')}" in policy
 
 
 def test_the_policy_allows_nothing_inline_and_no_other_origin(site: str) -> None:
     policy = httpx.get(site).headers["content-security-policy"]
 
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    host = site.removeprefix("http://")
     assert "unsafe" not in policy and "http" not in policy and "*" not in policy
-    assert "require-trusted-types-for 'script'; trusted-types dompurify; frame-ancestors 'none'" in policy
+    assert "; require-trusted-types-for 'script'; trusted-types dompurify; " in policy
+    assert policy.endswith(f"; connect-src 'self' ws://{host} wss://{host}; frame-ancestors 'none'")
     assert httpx.get(f"{site}/vendor/supabase.js").headers["content-security-policy"] == policy
     assert httpx.get(f"{site}/nothing.js").status_code == 404
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_view_is_for_everybody(chromium: Browser, site: str, stack: Stack, user: User, size: str) -> None:
     with chromium.tab(site, size) as tab:
@@ -365,6 +396,12 @@ SPOILED = """
       const session = JSON.parse(localStorage[key])
       localStorage[key] = JSON.stringify({...session, access_token: session.access_token + 'x', refresh_token: 'gone'})
     })()
+"""
+UNFINISHED = """
+    insert into public.conversations (user_id, thread_id, message, response, status)
+    select %s, %s, 'Question', response, status
+    from (values (1, '', 'failed'), (2, 'Half of', 'partial'), (3, '', 'pending')) as turns (id, response, status)
+    order by id
 """
 TURNS = """
     insert into public.conversations (user_id, thread_id, message, response, status)

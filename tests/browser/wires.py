@@ -84,11 +84,8 @@ class NoStreams(Proxy):
     asked: list[str | None] = field(default_factory=list)
 
     async def forward(self, request: Request) -> Response:
-        self.looks += "/conversations/" in request.url.path
-        if self.looks and self.stumbles:
-            self.stumbles = False
-            told = {"error": "No database.", "code": "database_unavailable", "requestId": "1", "retryable": True}
-            return JSONResponse(told, 503)
+        if "/conversations/" in request.url.path:
+            return await self._look(request)
         body = await request.body()
         if not (body and json.loads(body).get("stream")):
             if request.url.path.endswith("/ai-finance"):
@@ -101,6 +98,13 @@ class NoStreams(Proxy):
         self.unheard.add(passing_on)
         await asyncio.sleep(0.5)
         return JSONResponse({"message": "Endpoint request timed out"}, 504)
+
+    async def _look(self, request: Request) -> Response:
+        told = {"error": "No database.", "code": "database_unavailable", "requestId": "1", "retryable": True}
+        found = JSONResponse(told, 503) if self.stumbles else await Proxy.forward(self, request)
+        self.stumbles = False
+        self.looks += 1
+        return found
 
     async def _pass_on(self, url: str, headers: dict[str, str], body: bytes) -> None:
         async with httpx.AsyncClient(trust_env=False, timeout=50) as http:

@@ -1,5 +1,5 @@
 // The conversation: asked here, answered here, and told to every other tab.
-import { answers } from '../answers.js'
+import { answers, seen } from '../answers.js'
 import { button, errorState, skeleton } from '../components.js'
 import { composer } from '../composer.js'
 import { h, icon } from '../dom.js'
@@ -63,16 +63,20 @@ export async function show(place, { params, user, signal }) {
     try {
       const answered = await callSupabaseAI(supabase, turn.message, {
         ...at, threadId, signal: own.signal, idempotencyKey: turn.key,
-        onSources: (sources, ids) => { Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id }); drawSoon() },
+        onSources: (sources, ids) => {
+          Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id, threadId: ids?.threadId })
+          if (!signal.aborted) seen.add(turn.id)
+          drawSoon()
+        },
         onToken: (_, text) => { Object.assign(turn, { text, status: 'streaming' }); drawSoon() },
         onRestart: () => { turn.status = 'waiting'; drawSoon() },
       })
       settle(turn, { ...answered, status: 'complete' })
       told.textContent = `Answer: ${answered.response}`
-      adopt(answered.threadId)
     } catch (error) {
       told.textContent = fail(turn, error) ?? ''
     }
+    adopt(turn.threadId)
     drawSoon.cancel()
     keepingDown(scroller, view.draw)
     if (asking === own) { asking = null; input.busy(false) }
@@ -99,6 +103,7 @@ export async function show(place, { params, user, signal }) {
     if (!mine && (stored.threadId !== threadId || stored.id < oldest)) return
     if (mine && asking && isOpen(mine.turn)) return // its own stream says the same, with more
     const view = mine ?? add(storedTurn(stored))
+    seen.add(stored.id)
     if (mine) settle(mine.turn, stored)
     adopt(stored.threadId)
     if (!mine) told.textContent = `New answer: ${stored.response}`
@@ -136,6 +141,7 @@ export async function show(place, { params, user, signal }) {
     if (!signal.aborted) setTimeout(poll, POLL_MS)
   }
 
+  signal.addEventListener('abort', () => views.filter(({ turn }) => isOpen(turn)).forEach(({ turn }) => seen.delete(turn.id)))
   answers.addEventListener('answer', ({ detail }) => hear(detail), { signal })
   answers.addEventListener('resumed', resume, { signal })
   input.settle()

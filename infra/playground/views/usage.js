@@ -28,7 +28,7 @@ const drawn = (usage) => [
 
 const spending = (title, spent) =>
   card(title,
-    h('p', { class: 'big' }, count(spent.requests), h('small', {}, spent.requests === 1 ? ' question' : ' questions', ` since ${day(spent.startsOn)}`)),
+    h('p', { class: 'big' }, count(spent.requests), h('small', {}, spent.requests === 1 ? ' question' : ' questions', ` since ${day(`${spent.startsOn}T00:00`)}`)),
     meter({ label: 'Tokens', used: spent.tokens, limit: spent.tokensLimit, format: count }),
     meter({ label: 'Cost', used: spent.costUsd, limit: spent.usdLimit, format: usd }),
   )
