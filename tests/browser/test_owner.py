@@ -11,14 +11,14 @@ import pytest
 from supabase import create_client
 
 from infra.local.stack import Stack
-from tests.browser.pages import SIZES, Browser, Tab, browser
+from tests.browser.pages import SCREENSHOTS, SIZES, Browser, Tab, browser
 from tests.browser.test_playground import ATTACK, gateway, sign_in
 from tests.functions.anybody import a_category
 from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
 from tests.functions.test_activation import EXAMPLES, Tuned, simulate
 from tests.shared.model_files import CONFIG, weights
-from tests.sql import retire
+from tests.sql import put_export, retire
 from tests.stand_ins import serving
 from tests.training_stand_ins import KEY, Together
 from tests.users import User
@@ -300,6 +300,19 @@ def test_an_export_is_started_read_downloaded_and_learned_from(tab: Tab, corpus:
     assert "POST /v1/fine-tunes" in trainer.asked
 
 
+def test_an_export_that_runs_is_followed_to_its_end(tab: Tab, stack: Stack) -> None:
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        export_id = put_export(database, status="collecting", to_collect=100)
+        tab.go(f"#/exports/{export_id}")
+        assert "0 of 100 conversations read" in tab.sees(".progress")
+
+        database.execute("update public.training_exports set status = 'ready' where id = %s", [export_id])
+
+        tab.sees(".export-state .badge:text-is('ready')")
+        tab.until("!document.querySelector('.progress')")
+        database.execute("delete from public.training_exports where id = %s", [export_id])
+
+
 def test_all_usage_is_drawn_for_each_span(tab: Tab, stack: Stack) -> None:
     with psycopg.connect(stack.database_url) as connection:
         connection.execute(CALLS)
@@ -350,15 +363,11 @@ def test_every_view_is_for_everybody(
         tab.click("dialog footer >> text=Start")
         tab.sees("text=Read the manifest")
         tab.look("owner-export", size)
-        tab.click("text=Read the manifest")
-        tab.sees("dialog .hashes")
-        tab.look("owner-manifest", size)
-        tab.press("Escape")
         tab.go("#/figures/30d")
         tab.sees(".charts canvas")
         tab.look("owner-figures", size)
         tab.evaluate("document.querySelector('.charts').scrollIntoView()")
-        tab.look("owner-charts", size)
+        tab.browser.do("screenshot", page=tab.name, path=str(SCREENSHOTS / f"owner-charts-{size}-dark.png"))
 
 
 DROP = """

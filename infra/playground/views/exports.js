@@ -25,18 +25,24 @@ async function showAll(place, signal) {
 
 const isRunning = ({ status }) => RUNNING.includes(status)
 
-/** Draw what `read` gives, and again every few seconds while it `runs`, without a word where only figures change. */
+/**
+ * Draw what `read` gives, and from then on what has changed of it, every few seconds while it `runs`. Who is in it with
+ * the keyboard isn't thrown out by figures.
+ */
 async function followed(place, read, draw, runs, signal) {
   let shown
-  const redraw = (told) => { shown = told; return draw(told) }
-  await loaded(place, read, redraw, { lines: 6, signal })
-  while (shown && runs(shown) && !signal.aborted) {
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS))
-    if (document.hidden) continue
-    const told = await read().catch(() => null)
-    if (!told || signal.aborted || JSON.stringify(told) === JSON.stringify(shown)) continue
-    place.replaceChildren(...[redraw(told)].flat().filter(Boolean))
+  let polling
+  const redraw = (told) => { shown = told; polling ??= poll(); return draw(told) }
+  async function poll() {
+    while (runs(shown) && !signal.aborted) {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+      if (document.hidden || signal.aborted) continue
+      const told = await read().catch(() => null)
+      const isUsed = place.contains(document.activeElement) && told && runs(told)
+      if (told && !isUsed && !signal.aborted && JSON.stringify(told) !== JSON.stringify(shown)) place.replaceChildren(...[redraw(told)].flat().filter(Boolean))
+    }
   }
+  await loaded(place, read, redraw, { lines: 6, signal })
 }
 
 function list({ exports }) {
@@ -93,7 +99,8 @@ async function showExport(place, id, signal) {
   const jobs = h('div', {})
   place.append(h('a', { class: 'back', href: '#/exports' }, '← Exports'), heading(`Export #${id}`), body, jobs)
   const at = `export-training-data/${encodeURIComponent(id)}`
-  const follow = () => followed(jobs, () => call('GET', `export-training-data/fine-tunes?exportId=${encodeURIComponent(id)}`, { signal }), (told) => jobsCard(told, () => fineTune(at, follow)), ({ jobs }) => jobs.some(isRunning), signal)
+  let round = 0
+  const follow = () => { const mine = ++round; return followed(jobs, () => call('GET', `export-training-data/fine-tunes?exportId=${encodeURIComponent(id)}`, { signal }), (told) => jobsCard(told, () => fineTune(at, follow)), ({ jobs }) => mine === round && jobs.some(isRunning), signal) }
   await followed(body, () => call('GET', at, { signal }), (told) => described(told, at), isRunning, signal)
   if (!signal.aborted && body.querySelector('.facts')) await follow()
 }

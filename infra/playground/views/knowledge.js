@@ -24,6 +24,16 @@ export async function show(place, { params, signal }) {
 
 const part = (title, path, isHere) => h('a', { href: `#/knowledge${path}`, 'aria-current': isHere ? 'page' : false }, title)
 
+/** A signal for each of several loads, aborted when the next begins, or with `signal`: a late answer draws nothing. */
+function latest(signal) {
+  let last = new AbortController()
+  return () => {
+    last.abort()
+    last = new AbortController()
+    return AbortSignal.any([signal, last.signal])
+  }
+}
+
 /** Files that are dropped anywhere on the view. */
 function dropped(place, take, signal) {
   place.addEventListener('dragover', (event) => event.preventDefault(), { signal })
@@ -36,7 +46,12 @@ function dropped(place, take, signal) {
 async function documentsSection(place, signal) {
   const list = h('div', { class: 'documents' })
   const search = field({ label: 'Search documents', type: 'search', placeholder: 'Title, id, token or category', autocomplete: 'off' })
-  const load = () => loaded(list, () => read(search.input.value, null, signal), (page) => documents(page, search.input.value, load, signal), { lines: 6, signal })
+  const fresh = latest(signal)
+  const load = () => {
+    const words = search.input.value
+    const mine = fresh()
+    return loaded(list, () => read(words, null, mine), (page) => documents(page, words, load, mine), { lines: 6, signal: mine })
+  }
   let typing
   search.input.addEventListener('input', () => { clearTimeout(typing); typing = setTimeout(load, TYPING_MS) })
   list.addEventListener('changed', load, { signal })
@@ -96,11 +111,13 @@ async function remove({ id, title }, load) {
 async function whySection(place, signal) {
   const question = field({ label: 'Question', name: 'question', placeholder: 'What is slippage?', required: true, maxlength: '4000', autocomplete: 'off' })
   const token = field({ label: 'Token', placeholder: 'any', maxlength: '255', autocomplete: 'off' })
-  const results = h('div', { class: 'stack', 'aria-live': 'polite' }, emptyState({ symbol: 'search', title: 'Ask as a user would', text: 'You see the passages that an answer would be given from, and the place of each in the lists that are fused.' }))
+  const results = h('div', { class: 'stack' }, emptyState({ symbol: 'search', title: 'Ask as a user would', text: 'You see the passages that an answer would be given from, and the place of each in the lists that are fused.' }))
+  const fresh = latest(signal)
   const ask = async (event) => {
     event.preventDefault()
+    const mine = fresh()
     const body = { query: question.input.value, explain: true, matchCount: 10, tokenSymbol: token.input.value.trim() || null }
-    await loaded(results, () => call('POST', 'ai-with-rag/search', { body, signal }), (found) => explained(found, body.query), { lines: 8, signal })
+    await loaded(results, () => call('POST', 'ai-with-rag/search', { body, signal: mine }), (found) => explained(found, body.query), { lines: 8, signal: mine })
   }
   place.append(h('form', { class: 'asking', onsubmit: ask }, question, token, button({ label: 'Find', symbol: 'search', kind: 'primary', type: 'submit' })), results)
 }
@@ -109,7 +126,7 @@ function explained({ sources, threshold, timings }, query) {
   if (!sources.length) return emptyState({ symbol: 'search', title: 'Nothing is found', text: `No passage is more than ${percent(threshold)} similar, or has nearly all of the question’s words.` })
   const took = Math.round(timings.embed + timings.search)
   return [
-    h('p', { class: 'hint' }, `${sources.length === 1 ? '1 passage' : `${sources.length} passages`} in ${took} ms. A passage must be more than ${percent(threshold)} similar, or have nearly all the words or a name of the question. The score is what the three lists add.`),
+    h('p', { class: 'hint', role: 'status' }, `${sources.length === 1 ? '1 passage' : `${sources.length} passages`} in ${took} ms. A passage must be more than ${percent(threshold)} similar, or have nearly all the words or a name of the question. The score is what the three lists add.`),
     h('ul', { class: 'legend', 'aria-hidden': 'true' }, Object.entries(LISTS).map(([list, title]) => h('li', { class: `list-${list}` }, title))),
     h('ol', { class: 'found' }, sources.map((source, at) => passage(source, at + 1, query, threshold))),
   ]
