@@ -24,6 +24,12 @@ from tests.training_stand_ins import KEY, Together
 from tests.users import User
 
 VIEWS = {"knowledge": "Knowledge", "models": "Models", "exports": "Exports", "figures": "All usage"}
+EMPTY = {
+    "knowledge": "No documents yet",
+    "models": "No versions yet",
+    "exports": "No exports yet",
+    "figures": "Nobody has asked anything",
+}
 CALLS = """
     insert into public.model_calls (
       id, function, state, status, model_version, input_tokens, output_tokens, cost_usd, latency_ms, created_at
@@ -258,6 +264,13 @@ def test_what_the_gate_refuses_is_shown_with_its_reasons_and_can_be_forced(tab: 
     assert registry.served() == {"v1": 0.9, "v2": 0.1}
 
 
+def test_a_view_of_nothing_says_what_would_be_there(tab: Tab) -> None:
+    tab.evaluate(NOTHING)
+    for view, words in EMPTY.items():
+        tab.go(f"#/{view}")
+        assert words in tab.sees(f".view-{view} .state:not(.error)")
+
+
 def test_a_view_that_cannot_be_loaded_says_so_and_tries_again(tab: Tab) -> None:
     tab.expects_refusals = True
     for view in VIEWS:
@@ -370,6 +383,14 @@ def test_every_view_is_for_everybody(
         tab.browser.do("screenshot", page=tab.name, path=str(SCREENSHOTS / f"owner-charts-{size}-dark.png"))
 
 
+# The functions' answers as on the first day, whatever other tests have left.
+NOTHING = """
+    (() => {
+      const [real, of] = [window.fetch, /functions.v1.(deploy-model|export-training-data|ai-with-rag)/]
+      const nothing = { documents: [], models: [], decisions: [], exports: [], buckets: [], total: { requests: 0 } }
+      window.fetch = async (url, options) => (of.test(url) ? Response.json(nothing) : real(url, options))
+    })()
+"""
 DROP = """
     (() => {
       const dropped = new DataTransfer()

@@ -9,8 +9,8 @@ import { go } from '../router.js'
 const POLL_MS = 3000
 const STATUS = { ready: 'good', failed: 'bad', uploading: 'warn', transferring: 'warn' }
 const ACTIONS = {
-  registered: 'Registered', ready: 'Ready', activated: 'Activated', canary: 'Became a canary', promoted: 'Promoted', rolled_back: 'Rolled back', replaced: 'Replaced',
-  kept: 'Weighed, and kept', refused: 'Refused by the gate', not_activated: 'Not activated', deleted: 'Deleted', failed: 'Failed', retired: 'Retired',
+  registered: 'Registered', ready: 'Ready', activated: 'Activated', canary: 'Became a canary', promoted: 'Promoted', rolled_back: 'Rolled back',
+  kept: 'Weighed, and kept', refused: 'Refused by the gate', not_activated: 'Not activated', deleted: 'Deleted', failed: 'Failed',
 }
 const VERDICTS = { promoted: ['better', 'good'], rolled_back: ['worse', 'bad'], kept: ['not certain yet', 'plain'] }
 const MEASURES = {
