@@ -1,6 +1,8 @@
 """From a version that is ready to one that has users: the gate before it, and the checks of a canary after it."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from postgrest import AsyncPostgrestClient
@@ -72,10 +74,11 @@ class HostedVersion(Wire):
 
 
 class Checked(Wire):
-    """What was decided of a canary, and on what."""
+    """What was decided of a canary, and on what; `active` is the version it was weighed against."""
 
     model_name: str
     version: str
+    active: str
     action: Action
     reason: str
     numbers: dict[str, Any]
@@ -214,12 +217,23 @@ async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
 
     One that somebody changes at the same time stays as he leaves it, and is weighed the next time.
     """
+    return await _each_canary(clients, partial(_check, actor=actor))
+
+
+async def weigh_canaries(clients: Clients) -> list[Checked]:
+    """What `check_canaries` would decide now; nothing is done, and nothing written down."""
+    return await _each_canary(clients, _weigh)
+
+
+async def _each_canary(
+    clients: Clients, check: Callable[[AsyncPostgrestClient, Version], Awaitable[Checked]]
+) -> list[Checked]:
     db = database.as_gateway(clients.http, clients.settings)
     checked: list[Checked] = []
     for version in await registry.versions(db):
         if version.is_canary:
             try:
-                checked.append(await _check(db, version, actor))
+                checked.append(await check(db, version))
             except Unavailable:
                 raise
             except GatewayError as error:  # the others are weighed all the same
@@ -230,22 +244,28 @@ async def check_canaries(clients: Clients, actor: str) -> list[Checked]:
 
 
 async def _check(db: AsyncPostgrestClient, version: Version, actor: str) -> Checked:
+    found = await _weigh(db, version)
+    told = (found.reason, found.numbers)
+    if found.action == "promoted":
+        name = found.version
+        await registry.activate(db, found.model_name, name, None, found.active, name, actor, *told)
+    elif found.action == "rolled_back":
+        await registry.roll_back(db, found.model_name, actor, *told, canary=found.version)
+    else:
+        await registry.record(db, found.model_name, found.version, "kept", actor, *told)
+    logger.info(
+        "a canary is weighed", extra={"model": found.model_name, "version": found.version, "action": found.action}
+    )
+    return found
+
+
+async def _weigh(db: AsyncPostgrestClient, version: Version) -> Checked:
     model_name, name = version.model_name, version.version
     figures = await database.call(db, "canary_figures", {"model_name": model_name})
     if figures["outcome"] != "figures" or figures["canary"]["version"] != name:
         raise Conflict("It is no canary any more.")
     decision = canary.decide(figures)
-    if decision.action == "promoted":
-        active = figures["active"]["version"]
-        await registry.activate(db, model_name, name, None, active, name, actor, decision.reason, decision.numbers)
-    elif decision.action == "rolled_back":
-        await registry.roll_back(db, model_name, actor, decision.reason, decision.numbers, canary=name)
-    else:
-        await registry.record(db, model_name, name, "kept", actor, decision.reason, decision.numbers)
-    logger.info("a canary is weighed", extra={"model": model_name, "version": name, "action": decision.action})
-    return Checked(
-        model_name=model_name, version=name, action=decision.action, reason=decision.reason, numbers=decision.numbers
-    )
+    return Checked(model_name=model_name, version=name, active=figures["active"]["version"], **asdict(decision))
 
 
 async def _examples(clients: Clients, model_name: str) -> list[Example]:

@@ -23,7 +23,7 @@ from shared.providers.chat import Message
 from shared.quotas import Call, Quota
 from shared.retrieval import Filters, Passage
 from shared.telemetry import Trace
-from shared.wire import CitedAnswer, CitedDone, Failure, Flag, Token, TokenSource, TokenSources, Wire
+from shared.wire import CitedAnswer, CitedDone, ExplainedSource, Failure, Flag, Token, TokenSource, TokenSources, Wire
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 Label = Annotated[Text, Field(max_length=255)]
@@ -59,6 +59,12 @@ class Question(Selection):
     @property
     def text(self) -> str:
         return self.query or self.message or ""
+
+
+class Search(Question):
+    """A question for passages; `explain` asks for why each is found, and is for admins."""
+
+    explain: bool = False
 
 
 class Ask(Question):
@@ -102,7 +108,7 @@ async def search(
     clients: Clients,
     db: AsyncPostgrestClient,
     quota: Quota | None,
-    question: Question,
+    question: Search,
     deadline: Deadline,
     trace: Trace,
 ) -> list[Passage]:
@@ -116,7 +122,7 @@ async def search(
         async with deadline.enforced():
             with trace.step("count"):
                 await quotas.count(clients.http, clients.settings, quota)
-            return await _find(clients, db, question, await vector(), trace)
+            return await _find(clients, db, question, await vector(), trace, question.explain)
 
 
 async def prepare(
@@ -213,6 +219,16 @@ def sources(passages: Sequence[Passage]) -> list[TokenSource]:
     return [TokenSource(**asdict(passage)) for passage in passages]
 
 
+def explained(passages: Sequence[Passage]) -> list[ExplainedSource]:
+    """The passages as an admin sees them."""
+    return [ExplainedSource(**asdict(passage)) for passage in passages]
+
+
+def threshold(clients: Clients, question: Question) -> float:
+    """The cosine similarity that a passage must exceed which shares few words with the question."""
+    return clients.embedder.threshold if question.match_threshold is None else question.match_threshold
+
+
 def _check(clients: Clients, question: Question) -> None:
     limit = clients.settings.message_characters
     if len(question.text) > limit:
@@ -242,12 +258,17 @@ async def _embed(clients: Clients, text: str, trace: Trace) -> list[float]:
 
 
 async def _find(
-    clients: Clients, db: AsyncPostgrestClient, question: Question, vector: list[float], trace: Trace
+    clients: Clients,
+    db: AsyncPostgrestClient,
+    question: Question,
+    vector: list[float],
+    trace: Trace,
+    explains: bool = False,
 ) -> list[Passage]:
-    threshold = clients.embedder.threshold if question.match_threshold is None else question.match_threshold
+    model, least = clients.embedder.model, threshold(clients, question)
     with trace.step("search"):
         passages = await retrieval.search(
-            db, vector, question.text, clients.embedder.model, question.match_count, threshold, question.filters
+            db, vector, question.text, model, question.match_count, least, question.filters, explains
         )
     trace.facts["passages"] = len(passages)
     return passages

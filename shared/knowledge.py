@@ -113,9 +113,12 @@ async def put(
     return [upload.outcomes[entry.id] if isinstance(entry, Prepared) else entry for entry in prepared]
 
 
-async def list_documents(db: AsyncPostgrestClient, limit: int, after: str | None) -> DocumentPage:
-    """The documents by id, those after the one named."""
-    rows = await database.call(db, "list_documents", {"page_size": limit + 1, "after_id": after})
+async def list_documents(
+    db: AsyncPostgrestClient, limit: int, after: str | None, containing: str | None = None
+) -> DocumentPage:
+    """The documents by id, those after the one named, with these words in their id, title, token or category."""
+    arguments = {"page_size": limit + 1, "after_id": after, "containing": containing}
+    rows = await database.call(db, "list_documents", arguments)
     documents = [StoredDocument(**row) for row in rows[:limit]]
     return DocumentPage(documents=documents, next=documents[-1].id if len(rows) > limit else None)
 

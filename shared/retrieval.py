@@ -11,7 +11,10 @@ from shared import database
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of knowledge, its cosine similarity to the question, and its rank's worth from 0 to 1."""
+    """A piece of knowledge, its cosine similarity to the question, and its rank's worth from 0 to 1.
+
+    `ranks` are there where they were asked for: the passage's `rank`, `value` and `share` in each list it is in.
+    """
 
     id: int
     content: str
@@ -24,6 +27,7 @@ class Passage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     content_hash: str = ""
     is_private: bool = False
+    ranks: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.title}: {self.content}" if self.title else self.content
@@ -39,7 +43,7 @@ class Filters:
 
 
 EVERYTHING = Filters()
-NAMES = [column.name for column in fields(Passage)]
+NAMES = {column.name for column in fields(Passage)}
 
 
 async def search(
@@ -50,14 +54,16 @@ async def search(
     count: int,
     threshold: float,
     filters: Filters = EVERYTHING,
+    explained: bool = False,
 ) -> list[Passage]:
     """The `count` best passages by meaning and by words, best first, as far as the caller may see them.
 
-    `threshold` is the cosine similarity that a passage must exceed which shares few words with the question.
+    `threshold` is the cosine similarity that a passage must exceed which shares few words with the question;
+    `explained`, with their `ranks`, is for admins.
     """
     rows = await database.call(
         db,
-        "search_finance_knowledge",
+        "explain_search" if explained else "search_finance_knowledge",
         {
             "query_embedding": list(vector),
             "query_text": text,
@@ -69,4 +75,4 @@ async def search(
             "filter_category": filters.category,
         },
     )
-    return [Passage(**{name: row[name] for name in NAMES}) for row in rows]
+    return [Passage(**{name: value for name, value in row.items() if name in NAMES}) for row in rows]

@@ -106,13 +106,13 @@ async def _admins_database(
     db: Annotated[AsyncPostgrestClient, Depends(_anybodys_database)],
 ) -> AsyncPostgrestClient:
     """An admin acts through his own token, past policies of his own; the secret key's holder as the gateway."""
-    _named(caller)
+    named(caller)
     return db
 
 
 async def _actor(caller: Annotated[auth.Anybody, Depends(_anybody)]) -> str:
     """Who does what only admins may, as it is written down."""
-    return _named(caller)
+    return named(caller)
 
 
 async def _gateways_database(clients: Annotated[Clients, Depends(_clients)]) -> AsyncPostgrestClient:
@@ -120,7 +120,8 @@ async def _gateways_database(clients: Annotated[Clients, Depends(_clients)]) -> 
     return database.as_gateway(clients.http, clients.settings)
 
 
-def _named(caller: auth.Anybody) -> str:
+def named(caller: auth.Anybody) -> str:
+    """An admin, as what he does is written down. Raises `Unauthenticated` and `Forbidden` for others."""
     if caller is auth.ApiKey.PUBLISHABLE:
         raise Unauthenticated("This is for admins: send an admin's access token, or the secret key.")
     if isinstance(caller, auth.Caller):

@@ -142,6 +142,31 @@ class Found(TokenSources):
     timings: dict[str, float]
 
 
+class Rank(Wire):
+    """A passage's place in one of the lists that are fused, from 1.
+
+    `value` is what the list goes by, a similarity or a score of words; `share` what its place adds to the score.
+    """
+
+    rank: int
+    value: float
+    share: float
+
+
+class ExplainedSource(TokenSource):
+    """A passage, and its place in the lists it is in: the nearest by `meaning`, the best by `words` and by `names`."""
+
+    ranks: dict[Literal["meaning", "words", "names"], Rank]
+
+
+class Explained(Wire):
+    """What a search found and why; `threshold` is the similarity it asked of what shares few words with it."""
+
+    sources: list[ExplainedSource]
+    threshold: float
+    timings: dict[str, float]
+
+
 class CitedDone(Wire):
     """The payload of ai-with-rag's `done` event.
 

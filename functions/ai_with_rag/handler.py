@@ -6,11 +6,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from functions.ai_with_rag import completions
 from shared import answer_cache, chat_completions, cited_answers, knowledge, quotas, web
-from shared.cited_answers import Ask, Question
+from shared.cited_answers import Ask, Search
 from shared.invocations import Handler
 from shared.knowledge import DocumentPage, Documents, Outcome
 from shared.web import AdminsDatabaseOf, AnybodyOf, AnybodysDatabaseOf, ClientsOf
-from shared.wire import Found
+from shared.wire import Explained, Found
 
 router = APIRouter()
 router.include_router(completions.router, prefix="/v1")
@@ -33,13 +33,18 @@ async def ask(body: Ask, request: Request, clients: ClientsOf, caller: AnybodyOf
 
 @router.post("/search")
 async def search(
-    body: Question, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
-) -> Found:
-    """The passages that bear on a question; no model is asked."""
+    body: Search, request: Request, clients: ClientsOf, caller: AnybodyOf, db: AnybodysDatabaseOf
+) -> Found | Explained:
+    """The passages that bear on a question, and for admins why; no model is asked."""
+    if body.explain:
+        web.named(caller)
     trace, deadline = web.trace(request), web.deadline(request, clients.settings.request_timeout_seconds)
     quota = quotas.of_searches(clients.settings, caller, web.address(request))
     passages = await cited_answers.search(clients, db, quota, body, deadline, trace)
-    return Found(sources=cited_answers.sources(passages), timings=trace.timings)
+    if not body.explain:
+        return Found(sources=cited_answers.sources(passages), timings=trace.timings)
+    threshold = cited_answers.threshold(clients, body)
+    return Explained(sources=cited_answers.explained(passages), threshold=threshold, timings=trace.timings)
 
 
 @router.put("/documents")
@@ -54,9 +59,11 @@ async def put_documents(
 
 
 @router.get("/documents")
-async def list_documents(db: AdminsDatabaseOf, limit: Page = 20, after: Cursor = None) -> DocumentPage:
-    """The documents by id; `next` is the `after` of the next page."""
-    return await knowledge.list_documents(db, limit, after)
+async def list_documents(
+    db: AdminsDatabaseOf, limit: Page = 20, after: Cursor = None, containing: Cursor = None
+) -> DocumentPage:
+    """The documents by id, or those that have the words in id, title, token or category; `next` is the next `after`."""
+    return await knowledge.list_documents(db, limit, after, containing)
 
 
 @router.delete("/documents/{document_id:path}")

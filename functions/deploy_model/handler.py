@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from functions.deploy_model import events, traffic
+from functions.deploy_model import events, figures, traffic
 from shared import deferred, deployments, registry, storage, web
 from shared.deployments import Deploy, Deployment
 from shared.invocations import Handler
@@ -14,6 +14,7 @@ from shared.web import ActorOf, ClientsOf, GatewaysDatabaseOf, Prefer
 
 router = APIRouter()
 router.include_router(traffic.router)
+router.include_router(figures.router)
 ModelName = Annotated[Name | None, Query(alias="modelName")]
 
 

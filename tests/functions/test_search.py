@@ -158,6 +158,45 @@ def test_private_passages_are_their_owners_alone(
     assert [name for name, those in found.items() if "Private" in those] == []
 
 
+def test_an_admin_and_a_server_are_told_why_a_passage_is_found(
+    stack: Stack, origin: str, category: str, admin: Headers, visitor: Headers
+) -> None:
+    asked: dict[str, Any] = {"query": "What is Notcoin, $NOT?", "category": category, "matchThreshold": ANYTHING}
+    plain = search(origin, visitor, **asked).json()
+
+    for headers in (admin, anybody.server(stack)):
+        told = search(origin, headers, explain=True, **asked).json()
+
+        ranks = [source.pop("ranks") for source in told["sources"]]
+        assert told["sources"] == plain["sources"]
+        assert (told.keys(), told["threshold"]) == ({"sources", "threshold", "timings"}, ANYTHING)
+        assert set(ranks[0]) == {"meaning", "words", "names"}
+        assert (ranks[0]["names"]["rank"], ranks[0]["words"]["rank"]) == (1, 1)
+        assert sum(listed["share"] for listed in ranks[0].values()) == pytest.approx(told["sources"][0]["score"])
+
+
+def test_nobody_else_is_told_why(origin: str, visitor: Headers, alice: User) -> None:
+    assert_refused(search(origin, anybody.signed_in(alice), "What is NOT?", explain=True), 403, "forbidden")
+    assert_refused(search(origin, visitor, "What is NOT?", explain=True), 401, "unauthenticated")
+    assert search(origin, visitor, "What is NOT?", explain=False).status_code == 200
+
+
+@pytest.mark.parametrize("part", ["id", "title", "symbol", "category"])
+def test_documents_are_searched_by_what_they_are_called(stack: Stack, origin: str, name: str, part: str) -> None:
+    odd = f"50%_{name[:8]}"
+    document = {"id": f"{name}/{odd}", "title": f"The Zub {odd}", "tokenSymbol": f"Z{odd}", "category": name}
+    others = {"id": f"{name}/other", "content": "Zub is another.", "category": name}
+    call(origin, anybody.server(stack), "/documents", [{**document, "content": f"Zub is {name}."}, others], "PUT")
+    words = {"id": odd.upper(), "title": f"zub 50%25_{name[:8]}", "symbol": f"z50%25_{name[:8]}", "category": name}
+
+    listed = call(
+        origin, anybody.server(stack), f"/documents?containing={words[part].replace('50%_', '50%25_')}", method="GET"
+    )
+
+    found = [each["id"] for each in listed.json()["documents"]]
+    assert found == ([document["id"], others["id"]] if part == "category" else [document["id"]])
+
+
 def test_an_admin_and_a_server_put_list_and_delete_documents(
     stack: Stack, origin: str, admin: Headers, visitor: Headers, name: str
 ) -> None:

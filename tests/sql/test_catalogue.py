@@ -234,6 +234,7 @@ def test_signed_in_users_may_call_what_is_meant_for_them_and_nothing_else(databa
         "add_embeddings",
         "describe_usage",
         "drop_embeddings",
+        "explain_search",
         "list_documents",
         "list_embedding_models",
         "list_passages_to_embed",

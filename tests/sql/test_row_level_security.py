@@ -97,12 +97,20 @@ GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     "list_unfinished_exports": {},
     "read_export": {"id": 1},
     "erase_training_user": {"user_id": 1},
+    "summarize_usage": {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z", "bucket": "1 hour"},
 }
 CALLS: dict[str, dict[str, Any]] = {
     **GATEWAYS_CALLS,
     "open_turn": {"question": QUESTION},
     "read_conversation": {"conversation_id": 1},
     "describe_usage": {},
+    "explain_search": {
+        "query_embedding": padded(),
+        "query_text": "any",
+        "match_threshold": 0,
+        "match_count": 1,
+        "model": "any",
+    },
     "list_documents": {},
     "list_embedding_models": {},
     "list_passages_to_embed": {"model": "any"},
