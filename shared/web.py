@@ -2,6 +2,7 @@
 
 import re
 import uuid
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from postgrest import AsyncPostgrestClient
+from pydantic.warnings import UnsupportedFieldAttributeWarning
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +32,9 @@ from shared.errors import (
 from shared.models import Deadline
 from shared.telemetry import Trace, logger
 from shared.wire import Pending, Wire
+
+# FastAPI says so of its own `Body`, and silences it where models are built at once.
+warnings.filterwarnings("ignore", category=UnsupportedFieldAttributeWarning)
 
 Events = AsyncGenerator[tuple[str, Wire], None]
 ErrorShape = Callable[[GatewayError, str], tuple[int, dict[str, Any]]]  # with the request's id, to status and body

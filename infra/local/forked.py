@@ -20,6 +20,8 @@ PRELOADED = (
     "functions.ai_with_rag.handler",
     "functions.deploy_model.handler",
     "functions.export_training_data.handler",
+    # And what they import when they need it.
+    *("jwt", "storage3", "markdown_it", "boto3", "shared.training_quality"),
     "infra.local.functions",
     "infra.local.queue_worker",
     "uvicorn.loops.uvloop",

@@ -174,7 +174,8 @@ def test_nothing_comes_along_that_no_function_reads(zipped: zipfile.ZipFile) -> 
 
     ours = ("functions/", "shared/")
     assert not [name for name in names if name.endswith((".pyi", ".h", ".rst")) or "/tests/" in name]
-    assert not [name for name in names if name.endswith((".py", ".md")) and not name.startswith(ours)]
+    sources = [name for name in names if name.endswith((".py", ".md")) and not name.startswith(ours)]
+    assert sources == list(packaging.READ)
     assert not [name for name in names if ".dist-info/" in name and not name.startswith(OPTIONAL)]
     assert not [name for name in names if name.endswith("_command.py")]
     services = {name.split("/")[2] for name in names if name.startswith("botocore/data/") and name.count("/") > 2}
