@@ -70,8 +70,10 @@ async def kept() -> Clients:
 
 @cache
 def keeper() -> Keeper:
-    http, names = _http(), settings.parameter_names()
-    return Keeper(http, Parameters(names, settings.aws_account(), http) if names else None)
+    names = settings.parameter_names()
+    account = settings.aws_account() if names else None
+    http = _http()
+    return Keeper(http, Parameters(names, account, http) if names and account else None)
 
 
 def _http() -> httpx.AsyncClient:

@@ -8,6 +8,7 @@ boto3 is among the packages, though Lambda has one: that one changes under a fun
 
 import argparse
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -117,8 +118,17 @@ def interpreter(python: str) -> str:
 
 
 def write(functions: Iterable[str], target: Target, folder: Path, console: Console) -> dict[str, Path]:
-    """Each function's zip, made where what is in it has changed, and `package.json`, which says what there is."""
+    """Each function's zip, made where what is in it has changed, and `package.json`, which says what there is.
+
+    Of two at once in a folder one waits, and finds what the other has made.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _write_all(functions, target, folder, console)
+
+
+def _write_all(functions: Iterable[str], target: Target, folder: Path, console: Console) -> dict[str, Path]:
     facts = _facts(folder / "package.json", target)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         told = {name: pool.submit(_write, name, target, folder, facts.get(name, {}), console) for name in functions}

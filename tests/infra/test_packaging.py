@@ -66,13 +66,17 @@ def packaged(folder: Path, *arguments: str, architecture: str = HERE) -> Path:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy(tmp_path_factory.mktemp("copy"))
+def zips() -> Path:
+    """This checkout's own, which are made anew only where they have to be."""
+    return packaged(ROOT)
 
 
 @pytest.fixture(scope="module")
-def zips(copied: Path) -> Path:
-    return packaged(copied)
+def copied(zips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkout, with the same zips."""
+    folder = copy(tmp_path_factory.mktemp("copy"))
+    shutil.copytree(zips, folder / ".local/package" / HERE)
+    return folder
 
 
 @pytest.fixture(params=FUNCTIONS)
@@ -215,7 +219,8 @@ def test_another_checkout_makes_the_same_bytes(zips: Path, tmp_path: Path) -> No
     assert (again / "export-training-data.zip").read_bytes() == (zips / "export-training-data.zip").read_bytes()
 
 
-def test_a_zip_is_made_anew_where_what_is_in_it_has_changed(zips: Path, copied: Path) -> None:
+def test_a_zip_is_made_anew_where_what_is_in_it_has_changed(copied: Path) -> None:
+    zips = copied / ".local/package" / HERE
     before = json.loads((zips / "package.json").read_text())["functions"]
     written = {name: (zips / f"{name}.zip").stat().st_mtime_ns for name in FUNCTIONS}
     prompt = copied / "shared/prompts/ai_finance.md"
