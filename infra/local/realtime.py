@@ -425,7 +425,10 @@ class Realtime:
     async def _poll(self, log: Database, database: Database) -> None:
         await log.execute(pgoutput.ADVANCE_SLOT)
         cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
-        changes = list(pgoutput.changes(message for (message,) in await cursor.fetchall()))
+        messages = [message for (message,) in await cursor.fetchall()]
+        if not any(channel.bindings for channel in self._channels.values()):
+            return  # nobody listens, and reading them is most of the work
+        changes = list(pgoutput.changes(messages))
         for start in range(0, len(changes), BATCH_CHANGES):
             await self._deliver(database, changes[start : start + BATCH_CHANGES])
 

@@ -16,6 +16,8 @@ from infra.local.stack import Stack
 from tests.functions.corpus import PATH, Corpus, deliver
 from tests.functions.test_deferred import queue_of
 
+pytestmark = pytest.mark.timeout(180)  # a hundred thousand rows take half a minute where nobody else does anything
+
 
 @pytest.fixture(scope="module")
 def alone(stack: Stack) -> Iterator[str]:
