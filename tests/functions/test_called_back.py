@@ -201,8 +201,8 @@ def test_a_message_that_comes_again_gives_the_work_away_once(stack: Stack, place
 
     place.queue.put(body, body, body)
     with stack.worker(**place.settings), stack.worker(**place.settings):
+        place.queue.until_done()
         place.until_left_alone(accepted["conversationId"])
-        time.sleep(2)  # for the others to come
     place.replicate.looks = 0
     place.call(place.replicate.created[0].body["webhook"].removeprefix(PUBLIC), {"id": "heat2o"})
 

@@ -55,6 +55,15 @@ class Queue:
             self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
         return [message["Body"] for message in messages.get("Messages", [])]
 
+    def until_done(self) -> None:
+        """Wait until all that was on it has been worked on."""
+        counts, limit = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"], time.monotonic() + 30
+        while set(self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=counts)["Attributes"].values()) != {
+            "0"
+        }:
+            assert time.monotonic() < limit, "there is work left"
+            time.sleep(0.05)
+
     def put(self, *bodies: str) -> None:
         for body in bodies:
             self.sqs.send_message(QueueUrl=self.url, MessageBody=body)

@@ -412,7 +412,8 @@ def test_a_visitor_calls_nothing(visitor: Client, function: str) -> None:
 
 @pytest.mark.parametrize("table", MODELS)
 def test_only_an_admin_sees_what_models_are_made_of(admin: Client, ada: Resident, table: str) -> None:
-    seen_by_admin, seen_by_user = (rows(api.table(table).select("*")) for api in (admin, ada.api))
+    column = "export_id" if table == "training_export_parts" else "*"  # lite reads no array with a null in it
+    seen_by_admin, seen_by_user = (rows(api.table(table).select(column)) for api in (admin, ada.api))
 
     assert seen_by_admin
     assert seen_by_user == []
