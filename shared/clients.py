@@ -10,9 +10,11 @@ import httpx
 from shared import connections, settings
 from shared.auth import Verifier
 from shared.embeddings import Embedder
+from shared.errors import Misconfigured
 from shared.parameters import Parameters
 from shared.routing import Router
 from shared.settings import Settings
+from shared.telemetry import logger
 
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=60)
 TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
@@ -53,14 +55,24 @@ class Keeper:
         secrets = await self.parameters.read() if self.parameters else self.secrets
         if self.clients is None or secrets != self.secrets:
             settings.keep(secrets)
-            self.clients, self.secrets = Clients.open(settings.load(), self.http), secrets
+            try:
+                self.clients = Clients.open(settings.load(), self.http)
+            except Misconfigured as error:
+                if self.clients is None:
+                    raise
+                settings.keep(self.secrets)
+                logger.error("secrets that can't be used", extra={"reason": error.message})
+                return self.clients
+            self.secrets = secrets
             gc.freeze()
             gc.enable()
         return self.clients
 
 
 async def kept() -> Clients:
-    """This process's own, and others once its secrets have changed. Raises `Misconfigured` until it no longer has to.
+    """This process's own, and others once its secrets have changed; with secrets that can't be used the old ones stay.
+
+    Raises `Misconfigured` until it no longer has to.
 
     What is in memory by then, the modules above all, stays: the garbage collector needn't look through it again, for
     which it would stop a request every now and then.

@@ -226,7 +226,7 @@ async def from_manifest(clients: Clients, bucket: str, key: str, etag: str, dead
         if isinstance(error, TransferRunning):
             raise
         logger.info("a manifest that was deployed before", extra={"key": key, "reason": error.message})
-    except Unavailable:
+    except (Unavailable, Misconfigured):
         raise
     except (GatewayError, ValidationError, ValueError, TypeError) as error:
         reason = error.message if isinstance(error, GatewayError) else _first_problem(error)

@@ -19,6 +19,7 @@ import base64
 import importlib
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -112,8 +113,8 @@ class Stream:
             self.http.putheader(name, value)
         self.http.endheaders()
         self.has_begun = True
-        # The Runtime API has nothing to say before the end: what can be read is that it doesn't listen any more.
-        asyncio.get_running_loop().add_reader(self.http.sock, self._lose)
+        # What can be read before the end is most likely that the Runtime API doesn't listen any more.
+        asyncio.get_running_loop().add_reader(self.http.sock, self._hear)
         self._write(_chunk(prelude + PRELUDE_END))
 
     def _write(self, data: bytes) -> None:
@@ -126,6 +127,17 @@ class Stream:
     def _end(self, trailers: str) -> None:
         self._write(f"0\r\n{trailers}\r\n".encode())
         self._hear_no_more()
+
+    def _hear(self) -> None:
+        """An end of the connection is a loss; what else Lambda says before the answer is whole is read after it."""
+        try:
+            is_over = self.http.sock.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            is_over = True
+        if is_over:
+            self._lose()
+        else:
+            asyncio.get_running_loop().remove_reader(self.http.sock)
 
     def _lose(self) -> None:
         self.is_lost = True

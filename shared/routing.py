@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -71,21 +72,27 @@ class Router:
 
     @classmethod
     def open(cls, settings: Settings, http: httpx.AsyncClient) -> "Router":
-        """The models the settings name. Raises `Misconfigured`."""
-        chain = _named(settings, http, "MODEL_CHAIN", settings.model_chain)
-        if not chain and not settings.model_name:
-            raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
-        chain = chain or [_open(settings, http, f"{OWN}:{settings.model_name}", "MODEL_NAME")]
-        others = _named(settings, http, "ALLOWED_MODELS", settings.allowed_models)
+        """The models the settings name. Raises `Misconfigured`, naming all that is missing or wrong."""
+        problems: list[str] = []
+        named = partial(_named, settings, http, problems)
+        chain = named("MODEL_CHAIN", settings.model_chain)
+        if not chain and not problems:
+            if not settings.model_name:
+                raise Misconfigured("Missing settings: MODEL_BASE_URL and MODEL_NAME, or MODEL_CHAIN.")
+            chain = named("MODEL_NAME", f"{OWN}:{settings.model_name}")
+        others = named("ALLOWED_MODELS", settings.allowed_models)
+        detours = {
+            Failure.TOO_LONG: named("CONTEXT_FALLBACKS", settings.context_fallbacks),
+            Failure.UNACCEPTABLE: named("CONTENT_FALLBACKS", settings.content_fallbacks),
+        }
+        if problems:
+            raise Misconfigured(" ".join(dict.fromkeys(problems)))
         return cls(
             settings=settings,
             http=http,
             chain=chain,
             allowed={model.name: model for model in [*chain, *others]},
-            detours={
-                Failure.TOO_LONG: _named(settings, http, "CONTEXT_FALLBACKS", settings.context_fallbacks),
-                Failure.UNACCEPTABLE: _named(settings, http, "CONTENT_FALLBACKS", settings.content_fallbacks),
-            },
+            detours=detours,
             breakers=Breakers(settings, http),
         )
 
@@ -211,8 +218,17 @@ def _place(version: Version, user_key: str) -> float:
     return (int.from_bytes(digest[:6]) + 1) / 2**48
 
 
-def _named(settings: Settings, http: httpx.AsyncClient, place: str, names: str | None) -> list[Model]:
-    return [_open(settings, http, name.strip(), place) for name in (names or "").split(",") if name.strip()]
+def _named(
+    settings: Settings, http: httpx.AsyncClient, problems: list[str], place: str, names: str | None
+) -> list[Model]:
+    """The models that can be opened; of the others it is noted why they can't."""
+    models = []
+    for name in filter(None, map(str.strip, (names or "").split(","))):
+        try:
+            models.append(_open(settings, http, name, place))
+        except Misconfigured as error:
+            problems.append(error.message)
+    return models
 
 
 def _open(settings: Settings, http: httpx.AsyncClient, asked: str, place: str, name: str | None = None) -> Model:

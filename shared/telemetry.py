@@ -12,6 +12,7 @@ They go to a collector where OpenTelemetry's own variables ask for it; where the
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -56,6 +57,9 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE"
 FLUSH_SECONDS = 2.0  # of an invocation, for a collector that doesn't answer
 
 logger = Logger(service=SERVICE, use_rfc3339=True)
+# Lambda's runtime lets every library speak from INFO on, and httpx says whole addresses, signed ones too.
+for library in ("httpx", "httpcore", "botocore", "boto3"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @dataclass(slots=True)

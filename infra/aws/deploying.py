@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import boto3
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stage = stages.read(asked.stage)
         outputs = rollback(stage, asked.to, print) if asked.command == "rollback" else deploy(stage, print)
         print("Trying it")
-        try_out(stage, outputs["HttpApiUrl"])
+        try_out(stage, outputs["HttpApiUrl"], {name: outputs[_url_of(name)] for name in STREAMING})
         for name, value in shown(outputs).items():
             print(f"{name:<24} {value}")
     except StageError as error:
@@ -175,14 +176,19 @@ def deployments(stage: Stage) -> tuple[list[str], str]:
     return sorted(folder.partition("-")[0] for folder in folders if folder[0].isdigit()), code.partition("-")[0]
 
 
-def try_out(stage: Stage, url: str) -> None:
-    """Ask each function as nobody, and one a question as a visitor. Raises `StageError` for any other answer."""
+def try_out(stage: Stage, url: str, streaming: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Ask each function as nobody, at its Function URL too, and one a question as a visitor.
+
+    Raises `StageError` for any other answer.
+    """
     key = stage.values.get("SUPABASE_PUBLISHABLE_KEY") or stage.values.get("SUPABASE_ANON_KEY", "")
     question = {"message": "What is a token?"}
     try:
         with httpx.Client(timeout=SMOKE_SECONDS) as http:
             for path in SMOKE:
                 _expect(http.get(f"{url}/functions/v1{path}"), 401)
+                if own := streaming.get(path.split("/")[1]):
+                    _expect(http.get(f"{own.rstrip('/')}{path}"), 401)
             _expect(http.post(f"{url}/ai-with-rag/search", json=question, headers={"apikey": key}), 200)
     except httpx.HTTPError as error:
         raise StageError(f"{url} doesn't answer: {error}") from error
@@ -191,9 +197,13 @@ def try_out(stage: Stage, url: str) -> None:
 def shown(outputs: Mapping[str, str]) -> dict[str, str]:
     """What of the outputs somebody needs."""
     functions = {name: f"{outputs['HttpApiUrl']}/functions/v1/{name}" for name in FUNCTIONS}
-    streams = {f"{name} (streams)": outputs[f"{normalised(name)}LambdaFunctionUrl"] for name in sorted(STREAMING)}
+    streams = {f"{name} (streams)": outputs[_url_of(name)] for name in sorted(STREAMING)}
     rest = {name: outputs[name] for name in ("TrainingBucket", "DashboardUrl")}
     return {**functions, **streams, **rest}
+
+
+def _url_of(name: str) -> str:
+    return f"{normalised(name)}LambdaFunctionUrl"
 
 
 def _expect(answer: httpx.Response, status: int) -> None:

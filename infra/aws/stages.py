@@ -34,7 +34,15 @@ NEEDED_SETTINGS = ("AWS_REGION", "S3_PROTOCOL_ACCESS_KEY_ID")
 DEPLOYMENTS = {"AWS_REGION": "us-east-1", "ARCHITECTURE": "x86_64", "CONCURRENCY": "shared", "ALARM_EMAIL": ""}
 CHOICES = {"ARCHITECTURE": ("x86_64", "arm64"), "CONCURRENCY": ("shared", "reserved")}
 BESIDES = ("ALLOWED_ORIGINS", "PARAMETERS_SECONDS")  # read apart from the rest of the settings
-TEMPLATES = ("QUEUE_URL", "DEPLOYMENT_QUEUE_URL", "EXPORT_QUEUE_URL", "TRAINING_BUCKET")  # and these it makes itself
+TEMPLATES = (  # and these it makes itself
+    *("QUEUE_URL", "DEPLOYMENT_QUEUE_URL", "EXPORT_QUEUE_URL", "TRAINING_BUCKET"),
+    *("METRICS_NAMESPACE", "PARAMETERS", "PARAMETERS_PATH"),
+)
+REFUSED = {
+    "MODELS_FILE": "it is in no zip: say the same in MODELS",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry is in no zip",
+    "OTEL_TRACES_EXPORTER": "OpenTelemetry is in no zip",
+}
 ENVIRONMENT_BYTES = 4096  # Lambda's, for all variables of a function
 PARAMETER = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter"
 NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
@@ -77,6 +85,7 @@ class Stage:
         named = (settings.model_chain, settings.allowed_models, settings.context_fallbacks, settings.content_fallbacks)
         providers = {asked.partition(":")[0].strip() for names in named for asked in (names or "").split(",")}
         keys = [key_name(provider) for provider in providers if provider in routing.known_providers(settings)]
+        keys += ["MODEL_API_KEY"] if settings.model_name else []  # "none", where that server asks for no key
         embedding = ["EMBEDDING_API_KEY"] if not settings.embedding_base_url else []
         return sorted({*NEEDED, *keys, *embedding})
 
@@ -84,7 +93,8 @@ class Stage:
         """What is wrong with what is set, a line each."""
         known = {*settings_names(), *DEPLOYMENTS, *BESIDES}
         found = [f"{name}: the template says that itself" for name in TEMPLATES if name in self.values]
-        for name in self.values:
+        found += [f"{name}: {why}" for name, why in REFUSED.items() if name in self.values]
+        for name in self.values.keys() - {*REFUSED, *TEMPLATES}:
             if is_secret(name):
                 found.append(f"{name} is secret: take it out, and keep it by\n{put(self, name)}")
             elif name not in known:
@@ -197,4 +207,5 @@ def _malformed(values: Mapping[str, str]) -> list[str]:
     else:
         named = set()
     strange = {name for name, choices in CHOICES.items() if values.get(name, choices[0]) not in choices}
+    strange |= {"PARAMETERS_SECONDS"} if not values.get("PARAMETERS_SECONDS", "0").isdigit() else set()
     return sorted(named | strange | ({*NEEDED_SETTINGS} - {*values}))

@@ -379,3 +379,14 @@ def test_a_model_that_cannot_be_asked_names_the_setting_it_stands_in(
         message = assert_refused(alice.ask(origin, QUESTION), 500, "misconfigured")
 
     assert message.startswith(says)
+
+
+def test_all_keys_that_are_missing_are_named_at_once(stack: Stack, alice: User) -> None:
+    chain = {"MODEL_CHAIN": "groq:a, together:b", "ALLOWED_MODELS": "openai:c", "MODEL_BASE_URL": "", "MODEL_NAME": ""}
+    with stack.functions(**chain, GROQ_API_KEY="", TOGETHER_API_KEY="", OPENAI_API_KEY="") as origin:
+        answer = alice.call(origin, "GET", "/threads")
+
+    assert answer.status_code == 500
+    assert [key in answer.json()["error"] for key in ("GROQ_API_KEY", "TOGETHER_API_KEY", "OPENAI_API_KEY")] == [
+        True
+    ] * 3

@@ -135,7 +135,7 @@ def test_forwards_method_path_query_and_body_of_each_function(gateway: Gateway, 
 
     assert (answered.status_code, answered.json()) == (207, {"said": "yes"})
     method, target, _, body = gateway.asked[-1]
-    assert (method, target, body) == ("PUT", f"/prod/{name}/a%2Fb/c?limit=2&of=%C3%A9", b"{}")
+    assert (method, target, body) == ("PUT", f"/prod/functions/v1/{name}/a%2Fb/c?limit=2&of=%C3%A9", b"{}")
 
 
 @deno
@@ -275,7 +275,7 @@ def test_a_function_may_have_an_address_of_its_own(gateway: Gateway, tmp_path: P
         others = httpx.get(f"{origin}/ai-with-rag/documents")
 
     assert (own.status_code, others.status_code) == (207, 502)
-    assert gateway.asked[-1][1] == "/ai-finance/threads"
+    assert gateway.asked[-1][1] == "/functions/v1/ai-finance/threads"
 
 
 @dataclass(slots=True)

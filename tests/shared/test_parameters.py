@@ -146,9 +146,12 @@ def test_a_function_takes_its_secrets_from_there_and_sees_them_change(stack: Sta
         before = http.get(documents, headers=headers)
         put(ssm, "SUPABASE_SECRET_KEY", "sb_secret_rotated")
         after = http.get(documents, headers=headers)
+        ssm.delete_parameter(Name=f"{PATH}/SUPABASE_SECRET_KEY")
+        rotated = http.get(documents, headers={"apikey": "sb_secret_rotated"})
 
     assert asked.status_code == 200, asked.text
     assert (before.status_code, after.status_code) == (200, 401), after.text
+    assert rotated.status_code != 500, "a secret that is gone takes a function down that has a good one"
 
 
 def test_where_they_are_is_a_setting_too(stack: Stack) -> None:

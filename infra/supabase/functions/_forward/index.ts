@@ -59,7 +59,8 @@ function targetOf(url: URL): URL {
   if (!target || (target.protocol !== "https:" && target.hostname !== "127.0.0.1")) {
     throw new Refusal(500, "misconfigured", "GATEWAY_URL is missing, or no https address.");
   }
-  target.pathname = target.pathname.replace(/\/$/, "") + path;
+  // With the prefix, by which the gateway says where an answer will be.
+  target.pathname = target.pathname.replace(/\/$/, "") + "/functions/v1" + path;
   target.search = url.search;
   return target;
 }
