@@ -50,3 +50,13 @@ def test_takes_turns_between_http_and_the_queue(stack: Stack, model: Model, know
 
     assert [results[0]["statusCode"], results[2]["statusCode"]] == [200, 200]
     assert results[1] == {"batchItemFailures": [{"itemIdentifier": "059f36b4-87a3-44ab-83d2-661975830a7d"}]}
+
+
+def test_no_library_writes_addresses_into_the_log_though_lambda_lets_them() -> None:
+    asks = (
+        "import logging, functions.deploy_model.handler; print(logging.getLogger('httpx').isEnabledFor(logging.INFO))"
+    )
+    loud = "import logging; logging.getLogger().setLevel(logging.INFO); " + asks
+    done = subprocess.run([sys.executable, "-c", loud], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["False"]
