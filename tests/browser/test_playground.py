@@ -241,6 +241,25 @@ def test_an_expired_session_leads_to_signing_in_and_back_to_the_question(tab: Ta
     assert tab.evaluate("document.querySelector('#question').value") == "And what are its fees?"
 
 
+def test_a_question_under_way_ends_with_its_session(tab: Tab, model: Gated, stack: Stack) -> None:
+    ask(tab, "What is TON token? [gated]", waits=False)
+    model.gate.release()
+    tab.until("document.querySelector('.answer-text').textContent.includes('TON is')")
+    tab.fill("#question", "And what are its fees?")
+    tab.click("[title='Sign out']")
+    tab.sees(".gate h1")
+    assert tab.evaluate("location.hash + sessionStorage.length") == "#/chat0"
+
+    other = User.sign_up(stack)
+    sign_in(tab, other)
+    model.gate.release(10)
+    tab.sees(".threads >> text=What you ask is kept here.")
+    assert tab.evaluate("document.querySelector('#question').value") == ""
+    ask(tab, "What is slippage?")
+
+    assert conversations(stack, other, "message") == [("What is slippage?",)]
+
+
 def test_what_a_passage_and_an_answer_hold_never_runs(tab: Tab, stack: Stack, site: str) -> None:
     passage = {"title": f"Zorbcoin {ATTACK}", "content": f"Zorbcoin is a token of one island. {ATTACK}"}
     with learned(stack, passage):
