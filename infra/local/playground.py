@@ -64,6 +64,7 @@ def write(folder: Path, supabase_url: str, publishable_key: str, functions_url: 
     (folder / "vendor").mkdir()
     for name, path in VENDOR.items():
         shutil.copyfile(ROOT / "node_modules" / path, folder / "vendor" / name)
+    functions_url = functions_url and functions_url.rstrip("/")
     told = {"supabaseUrl": supabase_url.rstrip("/"), "publishableKey": publishable_key, "functionsUrl": functions_url}
     (folder / "config.js").write_text(f"export default {json.dumps(told)}\n")
     origins = dict.fromkeys(_origin(url) for url in (supabase_url, functions_url) if url)

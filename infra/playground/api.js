@@ -1,5 +1,5 @@
 // The functions' plain routes: JSON in and out, in the signed-in user's name.
-import { expire, functionsUrl, supabase } from './session.js'
+import { expire, functionsUrl, readSession } from './session.js'
 
 /** What a function refused, with the server's words; `code`, `requestId` and `retryable` as it says them. */
 export class ApiError extends Error {
@@ -14,8 +14,8 @@ export class ApiError extends Error {
  * goes to sign in besides.
  */
 export async function call(method, path, { body, headers, signal } = {}) {
-  const { data: { session } } = await supabase.auth.getSession()
-  const sent = { Authorization: `Bearer ${session?.access_token}`, ...headers }
+  const session = await readSession()
+  const sent = { ...(session && { Authorization: `Bearer ${session.access_token}` }), ...headers }
   if (body !== undefined) sent['Content-Type'] = 'application/json'
   const answer = await fetch(`${functionsUrl}/${path}`, { method, signal, headers: sent, body: JSON.stringify(body) }).catch(unreachable)
   const said = await answer.json().catch(() => ({}))

@@ -82,23 +82,24 @@ function parsed(text, name) {
   }
 }
 
-/** Put them batch by batch, and draw what became of each. */
+/** Put them batch by batch, and draw what became of each; a batch that failed can be put again. */
 async function send(body, documents, close) {
-  const batches = batched(documents)
   const list = h('ul', { class: 'outcomes' })
   const progress = h('p', { role: 'status' }, 'Sending …')
   body.replaceChildren(progress, list)
   let done = 0
-  for (const batch of batches) {
+  const put = async (batch) => {
     try {
       const { documents: outcomes } = await call('PUT', 'ai-with-rag/documents', { body: { documents: batch } })
       list.append(...outcomes.map((outcome, at) => line(outcome, batch[at])))
       done += outcomes.filter(({ outcome }) => outcome !== 'failed').length
     } catch (error) {
-      list.append(h('li', {}, errorState(error)))
+      const failed = h('li', {}, errorState(error, () => { failed.remove(); return put(batch) }))
+      list.append(failed)
     }
     progress.textContent = `${done} of ${documents.length} ${documents.length === 1 ? 'document is' : 'documents are'} in the knowledge.`
   }
+  for (const batch of batched(documents)) await put(batch)
   const finished = button({ label: 'Done', kind: 'primary', onclick: () => close() })
   body.append(h('div', { class: 'form-end' }, finished))
   finished.focus()

@@ -5,8 +5,16 @@ const HOME = 'chat'
 
 /** The view that the address names, and what stands behind its name: `{view, params}`. */
 export function current() {
-  const [path, ...params] = location.hash.replace(/^#\/?/, '').split('/').map(decodeURIComponent)
+  const [path, ...params] = decoded(location.hash.replace(/^#\/?/, '').split('/'))
   return { view: views.find((view) => view.path === path) ?? views.find((view) => view.path === HOME), params }
+}
+
+function decoded(parts) {
+  try {
+    return parts.map(decodeURIComponent)
+  } catch {
+    return [HOME] // a % with nothing behind it
+  }
 }
 
 /** Go to `#/path`. */

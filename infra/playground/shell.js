@@ -9,7 +9,7 @@ import { views } from './views.js'
 
 const GROUPS = { user: null, owner: 'Owner' }
 
-/** The frame in `app` for `user`; `enter(view)` gives a view's place, `leave()` ends what the frame does. */
+/** The frame in `app` for `user`; `enter(view)` gives a view's place, `leave(reason)` ends what the frame does, and with it its `signal`. */
 export function shell(app, user) {
   const leaving = new AbortController()
   const { signal } = leaving
@@ -44,6 +44,7 @@ export function shell(app, user) {
   addEventListener('keydown', (event) => event.key === 'Escape' && app.classList.contains('drawer-open') && drawer(false), { signal })
   return {
     userId: user.id,
+    signal,
     enter(view) {
       for (const [each, anchor] of links) anchor[each === view ? 'setAttribute' : 'removeAttribute']('aria-current', 'page')
       drawer(false, true)
@@ -53,8 +54,8 @@ export function shell(app, user) {
       place.scrollTop = 0
       return place
     },
-    leave() {
-      leaving.abort()
+    leave(reason) {
+      leaving.abort(reason)
       app.className = ''
     },
   }
@@ -67,7 +68,7 @@ const group = (name, links) => links.length > 0 && h('div', { class: 'nav-group'
 function account(user) {
   return h(
     'div', { class: 'account' },
-    h('span', { class: 'avatar', 'aria-hidden': 'true' }, user.email[0].toUpperCase()),
+    h('span', { class: 'avatar', 'aria-hidden': 'true' }, (user.email || '?')[0].toUpperCase()),
     h('span', { class: 'account-name', title: user.email }, user.email),
     themeButton(),
     button({ title: 'Sign out', symbol: 'leave', kind: 'ghost', onclick: signOut }),

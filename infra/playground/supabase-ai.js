@@ -161,7 +161,7 @@ function whole({ onSources, onToken }, { id, ...told }) {
 /** Asks again where nobody answers, or somebody else's answer is waited for. @param {T.Call} call */
 async function insist(call, path = "") {
   for (let failures = 0; ; ) {
-    if (globalThis.navigator?.onLine === false) await pause(call, (done) => addEventListener("online", done));
+    if (globalThis.navigator?.onLine === false) await pause(call, (done) => addEventListener("online", done, { once: true }));
     try {
       return await request(call, path);
     } catch (/** @type {any} */ error) {

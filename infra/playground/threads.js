@@ -13,6 +13,7 @@ export function threadList(signal) {
   const more = h('div', {})
   const unseen = new Set()
   let threads = []
+  let next
   const draw = () => {
     const opened = shownThread()
     unseen.delete(opened)
@@ -25,7 +26,8 @@ export function threadList(signal) {
     const known = new Set(page.threads.map(({ threadId }) => threadId))
     threads = before ? [...threads, ...page.threads] : [...page.threads, ...threads.filter(({ threadId }) => !known.has(threadId))]
     draw()
-    if (before || threads.length === page.threads.length) more.replaceChildren(...footer(page.next, threads, load))
+    if (before || threads.length === page.threads.length) next = page.next
+    more.replaceChildren(...footer(next, threads, load))
   }
   more.append(skeleton(4))
   answers.addEventListener('answer', ({ detail }) => { if (!seen.has(detail.id)) unseen.add(detail.threadId); load() }, { signal })

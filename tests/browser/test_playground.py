@@ -241,6 +241,40 @@ def test_an_expired_session_leads_to_signing_in_and_back_to_the_question(tab: Ta
     assert tab.evaluate("document.querySelector('#question').value") == "And what are its fees?"
 
 
+def test_a_question_under_way_ends_with_its_session(tab: Tab, model: Gated, stack: Stack, user: User) -> None:
+    ask(tab, "What is TON token? [gated]", waits=False)
+    model.gate.release()
+    tab.until("document.querySelector('.answer-text').textContent.includes('TON is')")
+    tab.fill("#question", "And what are its fees?")
+    tab.click("[title='Sign out']")
+    tab.sees(".gate h1")
+    assert tab.evaluate("location.hash + sessionStorage.length") == "#/chat0"
+    eventually(lambda: conversations(stack, user, "status") == [("partial",)])
+
+    other = User.sign_up(stack)
+    sign_in(tab, other)
+    tab.sees(".threads >> text=What you ask is kept here.")
+    assert tab.evaluate("document.querySelector('#question').value") == ""
+    ask(tab, "What is slippage?")
+
+    assert conversations(stack, other, "message") == [("What is slippage?",)]
+
+
+def test_signing_out_works_where_auth_is_away(tab: Tab) -> None:
+    tab.evaluate(AWAY)
+    tab.click("[title='Sign out']")
+
+    tab.sees(".gate h1")
+    assert tab.evaluate("Object.keys(localStorage).filter((name) => name.startsWith('sb-')).length") == 0
+
+
+def test_an_address_that_is_none_is_home(tab: Tab) -> None:
+    tab.go("#/chat/%")
+
+    assert "What would you like to know?" in tab.sees(".welcome h2")
+    assert tab.count(".shell .sidebar") == 1
+
+
 def test_what_a_passage_and_an_answer_hold_never_runs(tab: Tab, stack: Stack, site: str) -> None:
     passage = {"title": f"Zorbcoin {ATTACK}", "content": f"Zorbcoin is a token of one island. {ATTACK}"}
     with learned(stack, passage):
@@ -395,6 +429,13 @@ SPOILED = """
       const key = Object.keys(localStorage).find((name) => name.startsWith('sb-'))
       const session = JSON.parse(localStorage[key])
       localStorage[key] = JSON.stringify({...session, access_token: session.access_token + 'x', refresh_token: 'gone'})
+    })()
+"""
+AWAY = """
+    (() => {
+      const { fetch } = window
+      const away = () => Promise.resolve(new Response(null, { status: 503 }))
+      window.fetch = (to, ...how) => (String(to).includes('/logout') ? away() : fetch(to, ...how))
     })()
 """
 UNFINISHED = """

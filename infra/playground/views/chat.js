@@ -4,7 +4,7 @@ import { button, errorState, skeleton } from '../components.js'
 import { composer } from '../composer.js'
 import { h, icon } from '../dom.js'
 import { rename } from '../router.js'
-import { at, expire, supabase } from '../session.js'
+import { EXPIRED, at, expire, supabase } from '../session.js'
 import { sourcesPanel } from '../sources.js'
 import { callSupabaseAI, loadConversation, loadThread } from '../supabase-ai.js'
 import { isOpen, newTurn, settle, storedTurn, turnView } from '../turns.js'
@@ -13,7 +13,7 @@ const PAGE = 20
 const POLL_MS = 4000
 const SUGGESTIONS = ['What is TON token?', 'What have I swapped lately?', 'What is slippage, and how do I limit it?', 'How do I recognise a scam token?']
 
-export async function show(place, { params, user, signal }) {
+export async function show(place, { params, user, signal, session }) {
   const views = []
   let threadId = params[0]
   let asking = null
@@ -56,13 +56,13 @@ export async function show(place, { params, user, signal }) {
   async function answer(view) {
     const { turn } = view
     asking?.abort()
-    const own = (asking = new AbortController())
+    const own = (asking = Object.assign(new AbortController(), { turn }))
     const drawSoon = eachFrame(() => keepingDown(scroller, view.draw))
     input.busy(true)
     told.textContent = 'Answering…'
     try {
       const answered = await callSupabaseAI(supabase, turn.message, {
-        ...at, threadId, signal: own.signal, idempotencyKey: turn.key,
+        ...at, threadId, signal: AbortSignal.any([own.signal, session]), idempotencyKey: turn.key,
         onSources: (sources, ids) => {
           Object.assign(turn, { sources, id: ids?.conversationId ?? turn.id, threadId: ids?.threadId })
           if (!signal.aborted) seen.add(turn.id)
@@ -74,6 +74,7 @@ export async function show(place, { params, user, signal }) {
       settle(turn, { ...answered, status: 'complete' })
       told.textContent = `Answer: ${answered.response}`
     } catch (error) {
+      if (session.aborted) return session.reason === EXPIRED && input.fill(turn.message)
       told.textContent = fail(turn, error) ?? ''
     }
     adopt(turn.threadId)
@@ -134,9 +135,10 @@ export async function show(place, { params, user, signal }) {
 
   /** A worker's failure is no event: what is pending is asked after. */
   async function poll() {
-    for (const { turn, draw } of views.filter(({ turn }) => turn.status === 'waiting' && turn.id)) {
+    const isAsked = (turn) => turn === asking?.turn // its own call settles it
+    for (const { turn, draw } of views.filter(({ turn }) => turn.status === 'waiting' && turn.id && !isAsked(turn))) {
       const stored = await loadConversation(supabase, turn.id, { signal, ...at }).catch(() => null)
-      if (stored && stored.status !== 'pending') { settle(turn, stored); keepingDown(scroller, draw) }
+      if (stored && stored.status !== 'pending' && !isAsked(turn)) { settle(turn, stored); keepingDown(scroller, draw) }
     }
     if (!signal.aborted) setTimeout(poll, POLL_MS)
   }

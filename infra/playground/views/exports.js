@@ -100,9 +100,9 @@ async function showExport(place, id, signal) {
   place.append(h('a', { class: 'back', href: '#/exports' }, '← Exports'), heading(`Export #${id}`), body, jobs)
   const at = `export-training-data/${encodeURIComponent(id)}`
   let round = 0
+  let following
   const follow = () => { const mine = ++round; return followed(jobs, () => call('GET', `export-training-data/fine-tunes?exportId=${encodeURIComponent(id)}`, { signal }), (told) => jobsCard(told, () => fineTune(at, follow)), ({ jobs }) => mine === round && jobs.some(isRunning), signal) }
-  await followed(body, () => call('GET', at, { signal }), (told) => described(told, at), isRunning, signal)
-  if (!signal.aborted && body.querySelector('.facts')) await follow()
+  await followed(body, () => call('GET', at, { signal }), (told) => { following ??= follow(); return described(told, at) }, isRunning, signal)
 }
 
 function described(each, at) {
