@@ -44,16 +44,18 @@ class Clients:
 
 @dataclass(slots=True)
 class Keeper:
-    """The process's clients, and the secrets they were opened with."""
+    """The process's clients, the secrets they were opened with, and those that were seen last."""
 
     http: httpx.AsyncClient
     parameters: Parameters | None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seen: Mapping[str, str] = field(default_factory=dict, repr=False)
     clients: Clients | None = None
 
     async def kept(self) -> Clients:
         secrets = await self.parameters.read() if self.parameters else self.secrets
-        if self.clients is None or secrets != self.secrets:
+        if self.clients is None or secrets != self.seen:
+            self.seen = secrets
             settings.keep(secrets)
             try:
                 self.clients = Clients.open(settings.load(), self.http)

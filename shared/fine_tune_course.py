@@ -36,7 +36,7 @@ from shared.errors import (
 )
 from shared.models import Deadline
 from shared.registry import Version
-from shared.settings import provider_key
+from shared.settings import key_name, provider_key
 from shared.storage import Storage
 from shared.telemetry import logger
 from shared.trainers import huggingface, openai, together
@@ -273,8 +273,7 @@ def opened(clients: Clients, provider: str) -> tuple[Trainer, Api]:
         raise InvalidRequest(f"provider: {provider} fine-tunes nothing from here: give its row a tuning_url.")
     if trainer.needs_namespace and not clients.settings.huggingface_namespace:
         raise Misconfigured("Missing settings: HUGGINGFACE_NAMESPACE, whose data sets, jobs and models they are.")
-    key_name = f"{provider.upper()}_API_KEY"
-    return trainer, Api(clients.http, trainer.title, row.tuning_url, provider_key(provider), key_name)
+    return trainer, Api(clients.http, trainer.title, row.tuning_url, provider_key(provider), key_name(provider))
 
 
 def _file(clients: Clients, export_id: int, kept: Mapping[str, Any]) -> File:

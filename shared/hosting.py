@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from shared import routing
 from shared.errors import InvalidRequest, Misconfigured, Unavailable
 from shared.providers.openai_compatible import retry_after
-from shared.settings import Settings, provider_key
+from shared.settings import Settings, key_name, provider_key
 
 Status = Literal["starting", "ready", "failed"]
 
@@ -131,9 +131,10 @@ async def host(http: httpx.AsyncClient, settings: Settings, provider: str, relea
         )
     if not REPOSITORY.fullmatch(release.repository or ""):
         raise InvalidRequest("repository: not owner/name of a model on the Hugging Face Hub.")
-    key_name = f"{provider.upper()}_API_KEY"
     known_as, serve = HOSTS[provider]
-    return await serve(Api(http, known_as, row.hosting_url, provider_key(provider), key_name), settings, release)
+    return await serve(
+        Api(http, known_as, row.hosting_url, provider_key(provider), key_name(provider)), settings, release
+    )
 
 
 def endpoint_name(release: Release) -> str:

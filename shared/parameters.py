@@ -64,27 +64,30 @@ class Parameters:
     async def _get(self, names: Sequence[str]) -> dict[str, str]:
         paths = {f"{self.names.path}/{name}": name for name in names}
         body = json.dumps({"Names": list(paths), "WithDecryption": True}).encode()
-        for pause in (*PAUSES, None):
-            answer = await self._post(body)
-            if answer is not None and not _is_passing(answer):
+        for pause in PAUSES:
+            try:
+                answer = await self._post(body)
                 break
-            if pause is None:
-                told = f"SSM says {answer.status_code}" if answer is not None else "SSM doesn't answer"
-                raise Unavailable(f"The parameters can't be read: {told}.")
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # many instances start together
-        assert answer is not None
+            except Unavailable:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # many instances start together
+        else:
+            answer = await self._post(body)
         if not answer.is_success:
             kind = answer.headers.get("x-amzn-errortype") or str(_json(answer).get("__type"))
             kind = kind.rpartition("#")[2].partition(":")[0]
             raise Misconfigured(f"The parameters under {self.names.path} can't be read: {kind[:80]}.")
         return {paths[found["Name"]]: found["Value"] for found in _json(answer)["Parameters"]}
 
-    async def _post(self, body: bytes) -> httpx.Response | None:
+    async def _post(self, body: bytes) -> httpx.Response:
+        """SSM's answer. Raises `Unavailable` where it is to be asked again."""
         headers = signed(self.account, "AmazonSSM.GetParameters", body, datetime.now(UTC))
         try:
-            return await self.http.post(self.account.ssm_url, content=body, headers=headers, timeout=TIMEOUT_SECONDS)
-        except httpx.HTTPError:
-            return None
+            answer = await self.http.post(self.account.ssm_url, content=body, headers=headers, timeout=TIMEOUT_SECONDS)
+        except httpx.HTTPError as error:
+            raise Unavailable("The parameters can't be read: SSM doesn't answer.") from error
+        if answer.status_code >= 500 or b"Throttling" in answer.content[:1000]:
+            raise Unavailable(f"The parameters can't be read: SSM says {answer.status_code}.")
+        return answer
 
 
 def signed(account: AwsAccount, target: str, body: bytes, now: datetime) -> dict[str, str]:
@@ -108,10 +111,6 @@ def signed(account: AwsAccount, target: str, body: bytes, now: datetime) -> dict
     signature = hmac.digest(key, words.encode(), "sha256").hex()
     credential = f"Credential={account.access_key_id}/{scope}"
     return {**headers, "authorization": f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"}
-
-
-def _is_passing(answer: httpx.Response) -> bool:
-    return answer.status_code >= 500 or b"Throttling" in answer.content[:1000]
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -208,10 +208,15 @@ def load() -> Settings:
 
 def provider_key(provider: str, name: str | None = None) -> SecretStr:
     """The key of a provider of models, or the one of that name. Raises `Misconfigured`, naming the setting."""
-    name = name or f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
+    name = name or key_name(provider)
     if value := _variables().get(name):
         return SecretStr(value)
     raise Misconfigured(f"Missing settings: {name}, the key for models of {provider}.")
+
+
+def key_name(provider: str) -> str:
+    """The setting with the key of a provider of models."""
+    return f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
 
 
 def keep(parameters: Mapping[str, str]) -> None:

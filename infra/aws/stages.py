@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from infra.aws.packaging import FUNCTIONS, ROOT
 from shared import routing
-from shared.settings import Settings
+from shared.settings import Settings, key_name
 
 SERVICE = "supabase-ai-gateway"
 # Beside the keys of all models: whatever function opens its clients opens those of the chain.
@@ -153,11 +153,6 @@ def put(stage: Stage, name: str) -> str:
     region = stage.deployment("AWS_REGION")
     where = f"--region {region} --name {stage.path}/{name} --type SecureString --overwrite"
     return f'  read -rs SECRET && aws ssm put-parameter {where} --value "$SECRET"'
-
-
-def key_name(provider: str) -> str:
-    """The setting with a provider's key, as `settings.provider_key` names it."""
-    return f"{re.sub(r'[^A-Z0-9]', '_', provider.upper())}_API_KEY"
 
 
 def is_secret(name: str) -> bool:

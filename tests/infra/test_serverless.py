@@ -18,7 +18,7 @@ from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
 from shared.errors import Misconfigured
 from shared.exports import Export
-from shared.settings import Settings, provider_key
+from shared.settings import Settings, key_name, provider_key
 
 SETTINGS = {
     "AWS_REGION": "eu-central-1",
@@ -463,7 +463,7 @@ def test_a_stage_that_says_more_than_lambda_holds_is_refused() -> None:
 
 
 def test_a_providers_key_is_named_as_the_functions_name_it() -> None:
-    with pytest.raises(Misconfigured, match=stages.key_name("my-own.vllm")):
+    with pytest.raises(Misconfigured, match=key_name("my-own.vllm")):
         provider_key("my-own.vllm")
 
 
