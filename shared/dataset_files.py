@@ -3,10 +3,13 @@
 Rows come in numbered batches, the same ones whenever they are asked for. A file knows how many batches are whole in
 what Storage has of it, and a run that begins again passes over these. S3 takes no parts below `FLUSH_BYTES`, the last
 one aside: what a run has less of when its time is up is parked as a file of its own, for the next one to go on with.
+
+One part is on its way at a time, and the next rows are written meanwhile: so what waits in memory is one part more.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -59,16 +62,19 @@ class File:
         self.buffer += data
         self.size_bytes += len(data)
 
-    def flush(self, batches: int) -> None:
-        """Send what waits, which ends with the last row of the batch before `batches`. Raises `UploadGone`."""
-        if self.stored.upload_id is None:
-            self.stored.upload_id = transfers.begin_upload(self.destination, self.path, self.content_type)
-        number, data, self.buffer = len(self.stored.etags) + 1, self.buffer, bytearray()
-        etag = transfers.put_part(self.destination, self.path, self.stored.upload_id, number, data)
+    def take(self, batches: int) -> tuple[bytearray, Part]:
+        """What waits, up to the batch before `batches`, and what will be stored when it is sent."""
+        data, self.buffer = self.buffer, bytearray()
+        return data, Part(None, [], batches, self.rows, self.size_bytes, self.tokens)
+
+    def send(self, data: bytearray, then: Part) -> None:
+        """Send what was taken, one after the other. Raises `UploadGone`."""
+        upload_id, etags = self.stored.upload_id, self.stored.etags
+        if upload_id is None:
+            upload_id = transfers.begin_upload(self.destination, self.path, self.content_type)
+        etag = transfers.put_part(self.destination, self.path, upload_id, len(etags) + 1, data)
         self.hash(data)
-        self.stored = Part(
-            self.stored.upload_id, [*self.stored.etags, etag], batches, self.rows, self.size_bytes, self.tokens
-        )
+        self.stored = replace(then, upload_id=upload_id, etags=[*etags, etag])
 
     def park(self, batches: int) -> None:
         """Keep what waits for the next run."""
@@ -91,7 +97,7 @@ class File:
             return str(self.digest.hexdigest())
         try:
             if self.buffer:
-                self.flush(self.stored.batches)
+                self.send(*self.take(self.stored.batches))
             transfers.complete(self.destination, self.path, self.stored.upload_id, self.stored.etags, self.size_bytes)
         except UploadGone:  # completed by a run that couldn't say so any more
             if transfers.size_of(self.destination, self.path) != self.size_bytes:
@@ -141,6 +147,8 @@ class Dataset:
             return File.begun(destination, path, content_type, files.get(path))
 
         self.destination = destination
+        self.sender = ThreadPoolExecutor(1)
+        self.sending: Future[None] | None = None
         self.pairs = {split: [_pair(name, split, begun) for name in names] for split in SPLITS}
 
     @property
@@ -155,17 +163,20 @@ class Dataset:
                 pair.add(row, batch)
 
     def flush(self, batches: int) -> bool:
-        """Send what is long enough; whether anything was. Raises `Torn`."""
-        full = [file for file in self._files() if len(file.buffer) >= FLUSH_BYTES]
-        try:
-            for file in full:
-                file.flush(batches)
-        except UploadGone as error:
-            raise Torn from error
-        return bool(full)
+        """Have what is long enough sent; whether anything has been since it was last asked for. Raises `Torn`."""
+        has_sent = self.sending is not None and self.sending.done() and self._sent()
+        for file in self._files():
+            if len(file.buffer) >= FLUSH_BYTES:
+                has_sent |= self._sent()
+                self.sending = self.sender.submit(file.send, *file.take(batches))
+        return has_sent
 
     def park(self, batches: int) -> None:
-        """Keep all that waits, which ends with the batch before `batches`, for a run that goes on from there."""
+        """Keep all that waits, which ends with the batch before `batches`, for a run that goes on from there.
+
+        Raises `Torn`.
+        """
+        self._sent()
         for file in self._files():
             if file.stored.batches < batches:
                 file.park(batches)
@@ -180,6 +191,7 @@ class Dataset:
         Raises `Torn` where rows were deleted between two runs, so that a file and its sidecar differ, and where
         Storage has lost what it had.
         """
+        self._sent()
         pairs = [pair for split in SPLITS for pair in self.pairs[split] if pair.data.rows]
         if any(pair.data.rows != pair.notes.rows for pair in pairs):
             raise Torn
@@ -189,6 +201,20 @@ class Dataset:
             raise Torn from error
         transfers.remove(self.destination, [_parked(file.path) for file in self._files()])
         return finished
+
+    def close(self) -> None:
+        """Wait for what is on its way, whatever becomes of it."""
+        self.sender.shutdown()
+
+    def _sent(self) -> bool:
+        """Wait for what is on its way; whether anything was."""
+        sending, self.sending = self.sending, None
+        try:
+            if sending:
+                sending.result()
+        except UploadGone as error:
+            raise Torn from error
+        return sending is not None
 
     def _files(self) -> list[File]:
         return [file for pairs in self.pairs.values() for pair in pairs for file in (pair.data, pair.notes)]

@@ -293,6 +293,8 @@ async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at
         logger.warning("an export is written anew", extra={"exportId": export_id})
         await _note(clients, export_id, worker, None)
         return True
+    finally:
+        await asyncio.to_thread(dataset.close)
     await _finish(clients, told, worker, destination, files)
     return True
 
