@@ -115,6 +115,35 @@ export async function loaded(into, load, draw, { lines = 4, signal } = {}) {
   into.replaceChildren(...[drawn].flat().filter(Boolean))
 }
 
+const POLL_MS = 2500
+const followers = new WeakMap()
+
+/**
+ * As `loaded`, and from then on what has changed of it, every few seconds while it `runs`. Who is in it with the keyboard
+ * isn't thrown out by figures. To begin anew, call it again.
+ */
+export async function followed(place, read, draw, runs, signal) {
+  const mine = {}
+  let shown
+  let polling
+  const redraw = (told) => { shown = told; polling ??= poll(); return draw(told) }
+  const isOver = () => signal.aborted || followers.get(place) !== mine
+  async function poll() {
+    while (runs(shown) && !isOver()) {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+      if (document.hidden || isOver()) continue
+      const told = await read().catch(() => null)
+      const isUsed = place.contains(document.activeElement) && told && runs(told)
+      if (told && !isUsed && !isOver() && JSON.stringify(told) !== JSON.stringify(shown)) place.replaceChildren(...[redraw(told)].flat().filter(Boolean))
+    }
+  }
+  followers.set(place, mine)
+  await loaded(place, read, redraw, { lines: 6, signal })
+}
+
+/** The button under a list that goes on. */
+export const older = (load) => button({ label: 'Older', kind: 'ghost small wide', onclick: load })
+
 /** Rows under columns `{title, cell: (row) => node or text, align: 'end'}`; `caption` is for readers. It scrolls sideways by itself. */
 export function table({ caption, columns, rows }) {
   const aligned = (column) => ({ class: column.align === 'end' ? 'end' : false })

@@ -1,6 +1,6 @@
 // The user's conversations in the navigation, the latest first; those with an answer that wasn't looked at have a dot.
 import { answers, seen } from './answers.js'
-import { button, errorState, skeleton } from './components.js'
+import { errorState, older, skeleton } from './components.js'
 import { h } from './dom.js'
 import { ago, dateTime } from './format.js'
 import { current } from './router.js'
@@ -30,7 +30,12 @@ export function threadList(signal) {
     more.replaceChildren(...footer(next, threads, load))
   }
   more.append(skeleton(4))
-  answers.addEventListener('answer', ({ detail }) => { if (!seen.has(detail.id)) unseen.add(detail.threadId); load() }, { signal })
+  const hear = ({ detail }) => {
+    if (detail.feedback !== null) unseen.delete(detail.threadId) // whoever rates it has looked at it
+    else if (!seen.has(detail.id)) unseen.add(detail.threadId)
+    load()
+  }
+  answers.addEventListener('answer', hear, { signal })
   answers.addEventListener('resumed', () => load(), { signal })
   addEventListener('hashchange', draw, { signal })
   addEventListener('addressrenamed', draw, { signal })
@@ -53,5 +58,5 @@ function item({ threadId, title, lastMessageAt }, isShown, isUnseen) {
 
 function footer(next, threads, load) {
   if (!threads.length) return [h('p', { class: 'hint' }, 'What you ask is kept here.')]
-  return next ? [button({ label: 'Older', kind: 'ghost small wide', onclick: () => load(next) })] : []
+  return next ? [older(() => load(next))] : []
 }

@@ -326,6 +326,37 @@ def test_an_export_that_runs_is_followed_to_its_end(tab: Tab, stack: Stack) -> N
         database.execute("delete from public.training_exports where id = %s", [export_id])
 
 
+def test_older_exports_are_shown_when_they_are_asked_for(tab: Tab, stack: Stack) -> None:
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        ids = [put_export(database) for _ in range(101)]
+        tab.go("#/exports")
+        tab.sees(f".view-exports a[href='#/exports/{ids[-1]}']")
+        assert tab.count(".view-exports tbody tr") == 100
+
+        tab.click("main >> text=Older")
+
+        tab.sees(f".view-exports a[href='#/exports/{ids[0]}']")
+        database.execute("delete from public.training_exports where id = any(%s)", [ids])
+
+
+def test_a_transfer_is_followed_and_drawn_anew_only_where_it_has_changed(
+    tab: Tab, stack: Stack, registry: Registry
+) -> None:
+    columns = json.dumps({"status": "transferring", "source": "s3://training/any/"})
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        database.execute("select public.register_model(%s, version => 'v1', columns => %s)", [registry.name, columns])
+        tab.go(f"#/models/{registry.name}/v1")
+        tab.sees(".facts .badge:text-is('transferring')")
+        asked = "performance.getEntriesByType('resource').filter(({ name }) => name.endsWith('/v1')).length"
+        tab.evaluate("document.querySelector('.facts').dataset.first = true")
+
+        tab.until(f"{asked} >= 3")
+        assert tab.count(".facts[data-first]") == 1
+
+        database.execute("update public.model_metadata set status = 'ready' where model_name = %s", [registry.name])
+        tab.sees(".facts .badge:text-is('ready')")
+
+
 def test_all_usage_is_drawn_for_each_span(tab: Tab, stack: Stack) -> None:
     with psycopg.connect(stack.database_url) as connection:
         connection.execute(CALLS)

@@ -176,6 +176,8 @@ def test_another_tab_gets_the_answer(tab: Tab) -> None:
     assert "native coin" in other.sees(".turn:nth-child(2) .answer-text")
     assert other.sees(".turn:nth-child(2) .question-text") == "And what are its fees?"
     elsewhere.sees(".thread .dot")
+    tab.click(".turn:nth-child(2) [title='Good answer']")
+    elsewhere.until("!document.querySelector('.thread .dot')")
     assert tab.count(".turn") == 2
     other.click(".turn:first-child >> text=Sources")
     other.sees(".passage mark")

@@ -1,12 +1,11 @@
 // Training files of what users liked, for the project's owner: start an export, follow it, read it, train on it.
 import { call } from '../api.js'
-import { badge, button, card, choice, dialog, emptyState, field, heading, loaded, table, toast, toggle } from '../components.js'
+import { badge, button, card, choice, dialog, emptyState, field, followed, heading, loaded, older, table, toast, toggle } from '../components.js'
 import { h } from '../dom.js'
 import { downloadButton, signed } from '../downloads.js'
 import { ago, bytes, count, dateTime, percent } from '../format.js'
 import { go } from '../router.js'
 
-const POLL_MS = 2500
 const STATUS = { ready: 'good', failed: 'bad', replaced: 'plain', collecting: 'warn', writing: 'warn', cancelled: 'bad' }
 const FORMATS = {
   alpaca: 'Alpaca', together: 'Together', openai: 'OpenAI', sharegpt: 'ShareGPT', openai_dpo: 'OpenAI, preference pairs', together_dpo: 'Together, preference pairs',
@@ -20,44 +19,32 @@ export async function show(place, { params: [id], signal }) {
 async function showAll(place, signal) {
   const body = h('div', { class: 'stack' })
   place.append(heading('Exports', 'What users liked and consented to, redacted and without duplicates, as training files.', button({ label: 'New export', symbol: 'plus', kind: 'primary', onclick: start })), body)
-  await followed(body, () => call('GET', 'export-training-data', { signal }), list, ({ exports }) => exports.some(isRunning), signal)
+  let pages = 1
+  const read = async () => {
+    const told = { exports: [], next: null }
+    for (let page = 0; page < pages && (!page || told.next); page++) {
+      const { exports, next } = await call('GET', `export-training-data${page ? `?after=${told.next}` : ''}`, { signal })
+      Object.assign(told, { exports: [...told.exports, ...exports], next })
+    }
+    return told
+  }
+  const follow = () => followed(body, read, (told) => list(told, () => { pages++; return follow() }), ({ exports }) => exports.some(isRunning), signal)
+  await follow()
 }
 
 const isRunning = ({ status }) => RUNNING.includes(status)
 
-/**
- * Draw what `read` gives, and from then on what has changed of it, every few seconds while it `runs`. Who is in it with
- * the keyboard isn't thrown out by figures.
- */
-async function followed(place, read, draw, runs, signal) {
-  let shown
-  let polling
-  const redraw = (told) => { shown = told; polling ??= poll(); return draw(told) }
-  async function poll() {
-    while (runs(shown) && !signal.aborted) {
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS))
-      if (document.hidden || signal.aborted) continue
-      const told = await read().catch(() => null)
-      const isUsed = place.contains(document.activeElement) && told && runs(told)
-      if (told && !isUsed && !signal.aborted && JSON.stringify(told) !== JSON.stringify(shown)) place.replaceChildren(...[redraw(told)].flat().filter(Boolean))
-    }
-  }
-  await loaded(place, read, redraw, { lines: 6, signal })
-}
-
-function list({ exports }) {
+function list({ exports, next }, more) {
   if (!exports.length) return emptyState({ symbol: 'download', title: 'No exports yet', text: 'An export takes the answers that users liked, if they allow it, and makes training files of them.', action: button({ label: 'New export', symbol: 'plus', onclick: start }) })
-  return table({
-    caption: 'Exports', rows: exports,
-    columns: [
-      { title: 'Export', cell: ({ exportId }) => h('a', { href: `#/exports/${exportId}` }, h('strong', {}, `#${exportId}`)) },
-      { title: 'State', cell: (each) => h('span', { class: 'badges' }, badge(each.status, STATUS[each.status]), isRunning(each) && each.toCollect > 0 && h('small', {}, percent(each.collected / each.toCollect))) },
-      { title: 'Rows', align: 'end', cell: ({ rows }) => count(rows) },
-      { title: 'Formats', cell: ({ options }) => options.formats.map((format) => FORMATS[format] ?? format).join(', ') },
-      { title: 'By', cell: ({ actor }) => h('span', { class: 'clipped', title: actor ?? '' }, actor ?? '') },
-      { title: 'Begun', cell: ({ createdAt }) => h('time', { datetime: createdAt, title: dateTime(createdAt) }, ago(createdAt)) },
-    ],
-  })
+  const columns = [
+    { title: 'Export', cell: ({ exportId }) => h('a', { href: `#/exports/${exportId}` }, h('strong', {}, `#${exportId}`)) },
+    { title: 'State', cell: (each) => h('span', { class: 'badges' }, badge(each.status, STATUS[each.status]), isRunning(each) && each.toCollect > 0 && h('small', {}, percent(each.collected / each.toCollect))) },
+    { title: 'Rows', align: 'end', cell: ({ rows }) => count(rows) },
+    { title: 'Formats', cell: ({ options }) => options.formats.map((format) => FORMATS[format] ?? format).join(', ') },
+    { title: 'By', cell: ({ actor }) => h('span', { class: 'clipped', title: actor ?? '' }, actor ?? '') },
+    { title: 'Begun', cell: ({ createdAt }) => h('time', { datetime: createdAt, title: dateTime(createdAt) }, ago(createdAt)) },
+  ]
+  return [table({ caption: 'Exports', rows: exports, columns }), next && older(more)]
 }
 
 async function start() {
@@ -99,9 +86,8 @@ async function showExport(place, id, signal) {
   const jobs = h('div', {})
   place.append(h('a', { class: 'back', href: '#/exports' }, '← Exports'), heading(`Export #${id}`), body, jobs)
   const at = `export-training-data/${encodeURIComponent(id)}`
-  let round = 0
   let following
-  const follow = () => { const mine = ++round; return followed(jobs, () => call('GET', `export-training-data/fine-tunes?exportId=${encodeURIComponent(id)}`, { signal }), (told) => jobsCard(told, () => fineTune(at, follow)), ({ jobs }) => mine === round && jobs.some(isRunning), signal) }
+  const follow = () => followed(jobs, () => call('GET', `export-training-data/fine-tunes?exportId=${encodeURIComponent(id)}`, { signal }), (told) => jobsCard(told, () => fineTune(at, follow)), ({ jobs }) => jobs.some(isRunning), signal)
   await followed(body, () => call('GET', at, { signal }), (told) => { following ??= follow(); return described(told, at) }, isRunning, signal)
 }
 

@@ -1,12 +1,11 @@
 // The model registry, for the project's owner: versions, who has users, how a canary stands, and the way back.
 import { call } from '../api.js'
-import { badge, button, card, confirm, dialog, emptyState, field, heading, loaded, table, toast, toggle } from '../components.js'
+import { badge, button, card, confirm, dialog, emptyState, field, followed, heading, loaded, table, toast, toggle } from '../components.js'
 import { h } from '../dom.js'
 import { downloadButton } from '../downloads.js'
 import { ago, bytes, count, dateTime, day, milliseconds, percent } from '../format.js'
 import { go } from '../router.js'
 
-const POLL_MS = 3000
 const STATUS = { ready: 'good', failed: 'bad', uploading: 'warn', transferring: 'warn' }
 const ACTIONS = {
   registered: 'Registered', ready: 'Ready', activated: 'Activated', canary: 'Became a canary', promoted: 'Promoted', rolled_back: 'Rolled back',
@@ -216,12 +215,11 @@ async function showVersion(place, name, version, signal) {
   const body = h('div', { class: 'stack' })
   const at = `deploy-model/${encodeURIComponent(name)}/${encodeURIComponent(version)}`
   place.append(h('a', { class: 'back', href: '#/models' }, '← Models'), heading(`${name} ${version}`), body)
-  const load = () => loaded(body, () => call('GET', at, { signal }), (model) => described(model, at, load, signal), { lines: 8, signal })
+  const load = () => followed(body, () => call('GET', at, { signal }), (model) => described(model, at, load), ({ status }) => ['uploading', 'transferring'].includes(status), signal)
   await load()
 }
 
-function described(model, at, load, signal) {
-  if (['uploading', 'transferring'].includes(model.status)) setTimeout(() => signal.aborted || load(), POLL_MS)
+function described(model, at, load) {
   const { evaluation, ...metrics } = model.performanceMetrics ?? {}
   const facts = [
     ['State', h('span', { class: 'badges' }, state(model))], ['Share of users', model.weight ? percent(model.weight) : 'none'], ['Failure', model.failure], ['Base model', model.baseModel],
