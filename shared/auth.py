@@ -98,6 +98,8 @@ class Verifier:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("Sign in, and send the user's access token as `Authorization: Bearer …`.")
+        if self._key_kind(token):
+            raise Unauthenticated("This is the project's key: sign in, and send the session's access token instead.")
         caller, until = self.believed.get(token, (None, 0))
         if caller and time.time() < until:
             return caller

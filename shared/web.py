@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from postgrest import AsyncPostgrestClient
+from pydantic.alias_generators import to_camel
 from pydantic.warnings import UnsupportedFieldAttributeWarning
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -380,6 +381,8 @@ async def _refuse_invalid(request: Request, error: Exception) -> JSONResponse:
     if problem["type"] == "model_attributes_type" and len(problem["loc"]) == 1:
         return _answer(InvalidRequest("body: send a JSON object, with Content-Type: application/json."), request.scope)
     place = str(problem["loc"][1]) if len(problem["loc"]) > 1 else "body"
+    if problem["loc"][0] == "path":  # it has a name of our own only
+        place = to_camel(place)
     return _answer(InvalidRequest(f"{place}: {problem['msg']}."), request.scope)
 
 

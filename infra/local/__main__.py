@@ -70,7 +70,8 @@ def load_knowledge(running: Stack) -> None:
 
 
 def _write_settings(running: Stack) -> None:
-    """What an app in front of the stack needs; the secret ones have no NEXT_PUBLIC_ twin."""
+    """What an app in front of the stack and the commands need; the secret ones have no NEXT_PUBLIC_ twin."""
+    functions = ("MODEL_BASE_URL", "MODEL_NAME", "EMBEDDING_BASE_URL", "EMBEDDING_MODEL")
     settings = {
         "SUPABASE_URL": running.url,
         "SUPABASE_PUBLISHABLE_KEY": running.keys.publishable,
@@ -78,6 +79,7 @@ def _write_settings(running: Stack) -> None:
         "SUPABASE_JWT_SECRET": running.keys.jwt_secret,
         "DATABASE_URL": running.database_url,
         **parts.storage_environment(running.url, running.keys),
+        **{name: running.environment[name] for name in functions if name in running.environment},
         "NEXT_PUBLIC_SUPABASE_URL": running.url,
         "NEXT_PUBLIC_SUPABASE_PUBLISHABLE_KEY": running.keys.publishable,
     }

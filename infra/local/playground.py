@@ -50,7 +50,7 @@ HEADERS = {
 
 def main() -> None:
     """Write the page for the project that the arguments name."""
-    if len(sys.argv) not in (3, 4):
+    if len(sys.argv) not in (3, 4) or not all(sys.argv[1:3]):
         sys.exit("usage: python -m infra.local.playground SUPABASE_URL PUBLISHABLE_KEY [FUNCTIONS_URL]")
     folder = ROOT / ".local/playground"
     write(folder, *sys.argv[1:])
