@@ -138,7 +138,7 @@ class Torn(Exception):
 
 
 class Dataset:
-    """All files of an export; what blocks in here belongs into a thread."""
+    """All files of an export; what blocks in here belongs into a thread. Raises `Torn`."""
 
     def __init__(self, destination: Destination, names: Iterable[Name], kept: Mapping[str, Any] | None) -> None:
         files = (kept or {}).get("files", {})
@@ -146,10 +146,12 @@ class Dataset:
         def begun(path: str, content_type: str) -> File:
             return File.begun(destination, path, content_type, files.get(path))
 
-        self.destination = destination
         self.sender = ThreadPoolExecutor(1)
         self.sending: Future[None] | None = None
-        self.pairs = {split: [_pair(name, split, begun) for name in names] for split in SPLITS}
+        try:
+            self.pairs = {split: [_pair(name, split, begun) for name in names] for split in SPLITS}
+        except UploadGone as error:
+            raise Torn from error
 
     @property
     def batches(self) -> int:
@@ -196,11 +198,14 @@ class Dataset:
         if any(pair.data.rows != pair.notes.rows for pair in pairs):
             raise Torn
         try:
-            finished = [_finished(pair) for pair in pairs]
+            return [_finished(pair) for pair in pairs]
         except UploadGone as error:
             raise Torn from error
-        transfers.remove(self.destination, [_parked(file.path) for file in self._files()])
-        return finished
+
+    def remove_parked(self) -> None:
+        """Remove what no run needs any more, once it is noted that all files are stored."""
+        for file in self._files():
+            transfers.remove(file.destination, [_parked(file.path)])
 
     def close(self) -> None:
         """Wait for what is on its way, whatever becomes of it."""

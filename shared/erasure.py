@@ -63,10 +63,13 @@ class Erased(Wire):
 async def erase(clients: Clients, user_id: int, actor: str, deadline: Deadline) -> Erased:
     """Remove a user's conversations and training rows, and write each export that had any of them anew.
 
+    Turns of his that are under way end: their answers aren't kept.
+
     The exports are written as far as the time allows, by a worker otherwise; their old files go when the new are there.
     """
     Storage(clients.settings, clients.http).destination("")  # without its settings nothing is begun
     db = database.as_gateway(clients.http, clients.settings)
+    await database.call(db, "erase_open_turns", {"user_id": user_id})
     erased = {"user_id": user_id, "actor": actor}
     told = await database.call(db, "erase_training_user", erased, ERASE_SECONDS)
     for gone in told["replaced"]:  # whoever finished its successor may have been stopped before he could
@@ -112,8 +115,10 @@ def _cannot_be_undone(told: Mapping[str, Any], jobs: Sequence[ErasedJob]) -> lis
     for job in jobs:
         if not job.files_deleted:
             said.append(f"{job.provider} keeps the files of job {job.provider_job_id or job.id}: delete them there.")
-        if job.status in ("uploading", "training", "deploying"):
+        if job.status in ("uploading", "training"):
             said.append(f"Job {job.id} at {job.provider} is still learning from these rows: cancel it there.")
+        elif job.status == "deploying":
+            said.append(f"Job {job.id} at {job.provider} has learned from these rows: delete its model there.")
     if told["exports"]:
         said.append("Copies that somebody has downloaded are out of reach.")
     return said

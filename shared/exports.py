@@ -269,17 +269,32 @@ async def sign(clients: Clients, export_id: int) -> SignedDownloads:
 
 async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float) -> bool:
     """The files from the parts, from where they were left; False where the time is up."""
-    export_id, options = told["id"], told["options"]
+    export_id, kept = told["id"], told["progress"]
     destination = _destination(clients, export_id)
-    kept = told["progress"]
     if not kept:  # of a run that was killed, or wrote rows that were erased since
         await asyncio.to_thread(transfers.remove_all, destination, MANIFEST)
-    dataset = await asyncio.to_thread(Dataset, destination, options["formats"], kept)
-    noted = time.monotonic()
+    try:
+        dataset = await asyncio.to_thread(Dataset, destination, told["options"]["formats"], kept)
+        if not await _write_parts(clients, dataset, told, worker, stop_at):
+            return False
+        files = await _whole(clients, dataset, export_id, worker)
+    except Torn:
+        logger.warning("an export is written anew", extra={"exportId": export_id})
+        await _note(clients, export_id, worker, None)
+        return True
+    await _finish(clients, told, worker, destination, files)
+    await asyncio.to_thread(dataset.remove_parked)
+    return True
+
+
+async def _write_parts(
+    clients: Clients, dataset: Dataset, told: Mapping[str, Any], worker: str, stop_at: float
+) -> bool:
+    export_id, noted = told["id"], time.monotonic()
     try:
         async with aclosing(_parts(clients, export_id, dataset.batches, told["parts"])) as parts:
             async for number, rows in parts:
-                sent = await asyncio.to_thread(_add, dataset, rows, number, options["validation_share"])
+                sent = await asyncio.to_thread(_add, dataset, rows, number, told["options"]["validation_share"])
                 if time.monotonic() >= stop_at:
                     await asyncio.to_thread(dataset.park, number + 1)
                     await _note(clients, export_id, worker, dataset.progress())
@@ -287,16 +302,22 @@ async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at
                 if sent or time.monotonic() - noted > NOTE_SECONDS:
                     await _note(clients, export_id, worker, dataset.progress())
                     noted = time.monotonic()
-        await _note(clients, export_id, worker, dataset.progress())
-        files = await asyncio.to_thread(dataset.finish)
-    except Torn:
-        logger.warning("an export is written anew", extra={"exportId": export_id})
-        await _note(clients, export_id, worker, None)
         return True
     finally:
         await asyncio.to_thread(dataset.close)
-    await _finish(clients, told, worker, destination, files)
-    return True
+
+
+async def _whole(clients: Clients, dataset: Dataset, export_id: int, worker: str) -> list[dict[str, Any]]:
+    """All files stored, which are this worker's meanwhile: those of several runs are read again, whole."""
+    progress = dataset.progress()
+    storing = asyncio.create_task(asyncio.to_thread(dataset.finish))
+    try:
+        while not storing.done():
+            await _note(clients, export_id, worker, progress)
+            await asyncio.wait([storing], timeout=NOTE_SECONDS)
+    finally:
+        await asyncio.wait([storing])
+    return storing.result()
 
 
 async def _finish(

@@ -75,6 +75,9 @@ async def published(clients: Clients) -> Known:
 async def _read(clients: Clients, shard: Mapping[str, Any], cursor: Any) -> Any:
     arguments = {**shard, "after": cursor, "page_rows": PAGE_ROWS}
     function = "read_export_conversations"
+    if arguments["shard"] == 0:  # the rows without a conversation
+        function = "read_export_written"
+        del arguments["shard"]
     return await database.bulk(clients.http, clients.settings, function, arguments, CALL_SECONDS)
 
 

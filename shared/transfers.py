@@ -104,7 +104,7 @@ class OutOfTime(Exception):
 
 
 class UploadGone(StorageUnavailable):
-    """Storage has no such upload in parts, or no such part: it was completed or ended, or somebody else sends it."""
+    """Storage has no such file, upload or part: it was completed, ended or removed, or somebody else sends it."""
 
 
 @cache
@@ -576,8 +576,8 @@ def storage_errors(destination: Destination) -> Iterator[None]:
         yield
     except ClientError as error:
         code = _code(error)
-        if code in ("NoSuchUpload", "InvalidPart"):
-            raise UploadGone("Storage has lost an upload in parts: try again.") from error
+        if code in ("NoSuchUpload", "InvalidPart", "NoSuchKey"):
+            raise UploadGone("Storage has lost a file or an upload in parts: try again.") from error
         if code in ("EntityTooLarge", "413"):
             raise ArtifactRefused(
                 f"The bucket {destination.bucket} takes no file so large: raise its limit."

@@ -217,11 +217,18 @@ def test_rows_by_hand_are_exported_too(corpus: Corpus) -> None:
         " ('Say what it is.', 'Slippage', %s, 'manual'), ('My mail is bo@example.org.', null, %s, 'manual')",
         SLIPPAGE, "Thank you: it will be used to tell you about the swap, and for nothing else.",
     )  # fmt: skip
+    corpus.sql(
+        "update training_data set turns = %s where instruction like 'Say%%'",
+        json.dumps([["My mail is bo@example.org.", "Thank you."]]),
+    )  # fmt: skip
 
     answer = corpus.call("POST", body={"until": "2100-01-01T00:00:00Z"})
     rows = [row for row in corpus.rows(corpus.until(answer.json()["exportId"])) if row["source"] == "manual"]
 
     assert sorted(row["instruction"] for row in rows) == ["My mail is <EMAIL_1>.", "Say what it is.\n\nSlippage"]
+    assert corpus.sql("select turns from training_data where turns is not null and source = 'manual'") == [
+        ([["My mail is <EMAIL_1>.", "Thank you."]],)
+    ]
     corpus.sql("delete from training_data where source = 'manual'")
 
 

@@ -141,6 +141,8 @@ class Exports:
         return self.call("claim_export", id=id, worker=worker, lease_seconds=seconds)
 
     def read(self, id: int, shard: int, after: Any = None, page_rows: int = 100) -> dict[str, Any]:
+        if shard == 0:
+            return self.call("read_export_written", id=id, after=after, page_rows=page_rows)
         return self.call("read_export_conversations", id=id, shard=shard, after=after, page_rows=page_rows)
 
     def put(

@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -319,3 +320,88 @@ def test_who_puts_a_row_and_who_ends_its_use_take_turns(exports: Exports, stack:
         second.result()
 
     assert exports.kept() == {}
+
+
+def test_what_is_changed_by_hand_waits_until_it_is_collected_anew(exports: Exports) -> None:
+    user = exports.user()
+    id, other = exports.ask(user, "1?"), exports.ask(user, "2?")
+    exports.finish(exports.select())
+
+    exports.all("update public.training_data set output = 'Mail bo@example.org.' where conversation_id = %s", id)
+
+    assert exports.export() == [other]
+    assert exports.export() == [id, other]
+    assert exports.row(id)["output"] == "A coin."
+
+
+def test_a_rewritten_answer_of_the_same_words_stays(exports: Exports) -> None:
+    id = exports.ask(exports.user())
+    exports.finish(exports.select())
+
+    exports.all("update public.conversations set response = 'A coin!' where id = %s", id)
+    exports.said["A coin!"] = {"content_hash": exports.row(id)["content_hash"].removeprefix("\\x")}
+
+    assert exports.export() == [id]
+    assert exports.row(id)["output"] == "A coin!"
+
+
+def test_earlier_turns_of_rows_by_hand_are_assessed_too(exports: Exports) -> None:
+    id = exports.write("And now?", "Fine.", turns=Jsonb([["My mail is bo@example.org.", "Good."]]))
+    begun = exports.begin()
+    exports.claim(begun["id"], WORKER)
+
+    page = exports.read(begun["id"], 0)
+    clean = [["My mail is <EMAIL_1>.", "Good."]]
+    rows = [assessed(row, turns=clean) for row in page["rows"]]
+
+    assert [row[9] for row in page["rows"]] == [[["My mail is bo@example.org.", "Good."]]]
+    assert exports.put(begun["id"], WORKER, page, 0, rows) == "noted"
+    assert exports.one("select turns from public.training_data where id = %s", id) == clean
+    exports.all("update public.training_data set turns = '[]' where id = %s", id)
+    assert exports.one("select content_hash from public.training_data where id = %s", id) is None
+
+
+@pytest.mark.parametrize("turns", [["text"], [["one"]], [["one", 2]], [["one", "two", "three"]], [{"one": "two"}]])
+def test_turns_are_pairs_of_texts(exports: Exports, turns: list[Any]) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="turns_are_pairs"):
+        exports.write(turns=Jsonb(turns))
+
+
+def test_a_turn_that_is_disliked_later_leaves_the_rows_after_it(exports: Exports) -> None:
+    user, thread = exports.user(), uuid4()
+    before = exports.ask(user, "Before?", "Bad.", feedback=None, thread_id=thread)
+    id = exports.ask(user, "After?", thread_id=thread)
+    exports.ask(user, "Not rated?", feedback=None, thread_id=thread)
+
+    def turns() -> Any:
+        worker = str(uuid4())
+        begun = exports.begin()
+        exports.claim(begun["id"], worker)
+        page = exports.read(begun["id"], 1)
+        assert exports.put(begun["id"], worker, page) == "noted"
+        exports.claim(begun["id"], worker)
+        exports.finish(exports.call("select_export", id=begun["id"], worker=worker) | {"worker": worker})
+        [found] = [row[9] for row in page["rows"] if row[0] == id]
+        return found
+
+    assert turns() == [["Before?", "Bad."]]
+    exports.rate(before, -1)
+    assert turns() is None
+    exports.rate(before, 0)
+    assert turns() == [["Before?", "Bad."]]
+
+
+def test_an_export_that_waits_to_begin_forgets_no_watermark(exports: Exports, stack: Stack) -> None:
+    exports.ask(exports.user())
+    first = exports.begin()
+    with psycopg.connect(stack.database_url) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("select pg_advisory_xact_lock(hashtextextended('exports', 0))")
+        second = pool.submit(exports.begin, formats=["alpaca"])
+        while not waits_for(exports.database, holder.info.backend_pid):
+            time.sleep(0.05)
+        exports.collect(first["id"], WORKER)
+        exports.finish(exports.call("select_export", id=first["id"], worker=WORKER) | {"worker": WORKER})
+        holder.rollback()
+        assert second.result()["outcome"] == "begun"
+
+    assert exports.call("read_export", id=first["id"])["watermark"]["selected_until"]

@@ -3,9 +3,11 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, LiteralString
+from uuid import uuid4
 
 import psycopg
 import pytest
+from postgrest import APIError
 from supabase import Client
 
 from infra.local.stack import Stack
@@ -35,6 +37,11 @@ def claim_turn(service: Client, turn: dict[str, Any], seconds: int = 60) -> str:
     held = {name: turn[name] for name in ("conversation_id", "attempt")}
     outcome: str = rows(service.rpc("claim_turn", {**held, "claim_seconds": seconds}))["outcome"]
     return outcome
+
+
+def erase(service: Client, turn: dict[str, Any]) -> None:
+    service.rpc("erase_open_turns", {"user_id": turn["user_id"]}).execute()
+    service.rpc("erase_training_user", {"user_id": turn["user_id"]}).execute()
 
 
 def read(api: Client, turn: dict[str, Any]) -> tuple[str, str | None] | None:
@@ -327,3 +334,40 @@ def test_a_turn_and_what_comes_late_for_it_do_not_wait_for_each_other(
         transaction.commit()
 
     assert again.result()["outcome"] in ("open", "running")
+
+
+def test_what_is_under_way_when_its_user_is_erased_is_not_kept(
+    api: Client, service: Client, database: psycopg.Connection, turn: dict[str, Any]
+) -> None:
+    work = {"draft": {"turn": {"user_id": turn["user_id"], "message": QUESTION}}}
+    for attempt in (turn["attempt"], str(uuid4())):
+        job = {"attempt": attempt, "provider": "replicate", "model": "any", "keep_seconds": 60}
+        service.rpc("open_job", {**job, "work": work}).execute()
+    plain = open_turn(api)
+
+    erase(service, turn)
+
+    assert claim_turn(service, turn) == "over"
+    left = "select count(*) from private.jobs where work::text like %s"
+    assert database.execute(left, [f'%"user_id": {turn["user_id"]},%']).fetchone() == (0,)
+    for answered in (turn, plain):
+        close_turn(service, answered)
+        defer_turn(service, answered)
+    assert rows(api.table("conversations").select("id")) == []
+    left = "select count(*) from public.open_turns where user_id = %s"
+    assert database.execute(left, [turn["user_id"]]).fetchone() == (0,)
+
+
+def test_an_erased_user_may_ask_again(api: Client, service: Client, turn: dict[str, Any]) -> None:
+    erase(service, turn)
+
+    again = open_turn(api, request_key="key")
+    close_turn(service, again)
+
+    assert [row["id"] for row in rows(api.table("conversations").select("id"))] == [again["conversation_id"]]
+
+
+def test_nobody_else_ends_his_turns(api: Client, visitor: Client, turn: dict[str, Any]) -> None:
+    for client in (api, visitor):
+        with pytest.raises(APIError, match="permission denied"):
+            client.rpc("erase_open_turns", {"user_id": turn["user_id"]}).execute()
