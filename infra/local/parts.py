@@ -75,6 +75,7 @@ def embedding_model(port: int) -> Part:
         command=[*MODULE, "infra.local.embeddings", str(port)],
         ready=_answers(f"{url(port)}/health", 200),
         port=port,
+        environment={"OMP_WAIT_POLICY": "passive"},  # its threads would wait for each other in a spin, as the chat's
     )
 
 
