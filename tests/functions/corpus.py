@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,12 +148,3 @@ def _rows(files: dict[str, bytes], name: str) -> list[Any]:
         found: list[Any] = json.loads(whole)
         return found
     return [json.loads(line) for line in files.get(f"{name}.jsonl", b"").splitlines()]
-
-
-def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings: str) -> None:
-    """Invoke the function with an event, as Lambda does."""
-    code = "import time; from functions.export_training_data.handler import handler;"
-    code += "from infra.local.queue_worker import Context;"
-    code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + {seconds}))"
-    environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": "", **settings}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)
