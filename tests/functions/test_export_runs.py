@@ -2,17 +2,21 @@
 
 import os
 import random
-import subprocess
+import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from infra.local.forked import Forked
+from infra.local.parts import ROOT
 from infra.local.stack import Stack
+from tests import commands
 from tests.functions.corpus import PATH, Corpus
 from tests.functions.delivery import deliver, queued
 from tests.functions.test_deferred import queue_of
@@ -70,19 +74,19 @@ def test_a_hundred_thousand_rows_while_others_come_and_change(corpus: Corpus) ->
 def test_killed_anywhere_and_run_again_it_is_complete(corpus: Corpus) -> None:
     corpus.put_many(12_000)
     command = [sys.executable, "-m", "shared.exports", "run", "--model-version", corpus.model]
-    environment = {**os.environ, **corpus.stack.environment, "EXPORT_QUEUE_URL": ""}
+    environment = {**corpus.stack.environment, **ALONE}
     chance = random.Random(7)  # noqa: S311
     killed = 0
 
     for _ in range(4):
-        doomed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.8 + 1.2 * chance.random())
+        doomed = Forked(command, environment, Path(os.devnull), ROOT)
+        time.sleep(0.1 + 1.2 * chance.random())
         killed += doomed.poll() is None
-        doomed.kill()
+        doomed.send_signal(signal.SIGKILL)
         doomed.wait()
         for [id] in corpus.sql("select id from training_exports where options ->> 'model_version' = %s", corpus.model):
             corpus.forget_lease(id)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = commands.run(environment, *command[2:], seconds=120)
 
     assert done.returncode == 0, done.stderr
     exports = corpus.sql(
