@@ -22,7 +22,8 @@ PRELOADED = (
     "functions.deploy_model.handler",
     "functions.export_training_data.handler",
     # And what they import when they need it.
-    *("jwt", "storage3", "markdown_it", "boto3", "shared.training_quality"),
+    *("jwt", "storage3", "markdown_it", "boto3", "shared.training_quality", "anyio._backends._asyncio"),
+    "infra.local.stack",
     "infra.local.functions",
     "infra.local.queue_worker",
     "uvicorn.loops.uvloop",
