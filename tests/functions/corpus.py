@@ -90,12 +90,13 @@ class Corpus:
         return self.until(answer.json()["exportId"])
 
     def until(self, export_id: int, status: str = "ready", seconds: float = 60) -> dict[str, Any]:
-        ends = time.monotonic() + seconds
+        ends, pause = time.monotonic() + seconds, 0.05
         while time.monotonic() < ends:
             found: dict[str, Any] = self.call("GET", f"/{export_id}").json()
             if found["status"] in (status, "failed"):
                 break
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.5)
         assert found["status"] == status, found
         return found
 
