@@ -91,13 +91,14 @@ def ministack(folder: Path) -> Iterator[str]:
 
 
 def credentials(endpoint: str) -> dict[str, str]:
-    """What boto3 and osls need to find ministack; any credentials do."""
+    """What boto3 and osls need to find ministack, where any credentials do, and not to wait as for AWS."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_REGION": parts.REGION,
         "AWS_DEFAULT_REGION": parts.REGION,
+        "SLS_AWS_MONITORING_FREQUENCY": "500",  # milliseconds between osls's looks at a stack that is made at once
     }
 
 

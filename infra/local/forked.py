@@ -10,6 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,8 @@ PRELOADED = (
     "functions.deploy_model.handler",
     "functions.export_training_data.handler",
     # And what they import when they need it.
-    *("jwt", "storage3", "markdown_it", "boto3", "shared.training_quality"),
+    *("jwt", "storage3", "markdown_it", "boto3", "shared.training_quality", "anyio._backends._asyncio"),
+    "infra.local.stack",
     "infra.local.functions",
     "infra.local.queue_worker",
     "uvicorn.loops.uvloop",
@@ -31,11 +33,21 @@ PRELOADED = (
 
 
 class Forked:
-    """A `python -m …` command as a forked process, with what is used of `subprocess.Popen`."""
+    """A `python -m …` command as a forked process, with what is used of `subprocess.Popen`.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
+    What it prints goes to the end of `log`, what it says of failures too where no `errors` are named.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        folder: Path,
+        errors: Path | None = None,
+    ) -> None:
         assert command[:2] == [sys.executable, "-m"]
-        arguments = list(command[2:]), dict(environment), str(log), str(folder)
+        arguments = list(command[2:]), dict(environment), str(log), str(errors or log), str(folder)
         self._process = _context().Process(target=_become, args=arguments)
         self._process.start()
         assert self._process.pid
@@ -66,7 +78,7 @@ def _context() -> Any:
     return context
 
 
-def _become(command: list[str], environment: dict[str, str], log: str, folder: str) -> None:
+def _become(command: list[str], environment: dict[str, str], log: str, errors: str, folder: str) -> None:
     from infra.local.stack import PR_SET_PDEATHSIG, PRCTL
 
     os.setsid()
@@ -76,11 +88,12 @@ def _become(command: list[str], environment: dict[str, str], log: str, folder: s
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    with open(os.devnull, "rb") as nothing, open(log, "ab") as output:
+    with open(os.devnull, "rb") as nothing, open(log, "ab") as output, open(errors, "ab") as told:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+        os.dup2(told.fileno(), 2)
     gc.freeze()  # what is shared stays so
+    warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)  # as it should be
     sys.argv = command
     sys.path.insert(0, folder)
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)

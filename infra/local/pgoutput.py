@@ -23,6 +23,8 @@ READ_SLOT = """
       'realtime_' || pg_backend_pid(), null, %s, 'proto_version', '1', 'publication_names', 'supabase_realtime'
     )
 """
+SKIP_SLOT = "select pg_replication_slot_advance('realtime_' || pg_backend_pid(), pg_current_wal_flush_lsn())"
+END_OF_LOG = "select pg_current_wal_flush_lsn()::text"
 
 # Each reading decodes anew what was logged since PostgreSQL last noted which transactions run, which it does by itself
 # every 15 seconds only. Of many changes they would be read again and again.

@@ -11,8 +11,8 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NoReturn
@@ -33,6 +33,7 @@ from infra.local.presence import Present
 from infra.local.subscriptions import Binding, Condition, Query
 
 POLL_SECONDS, POLL_CHANGES = 0.05, 500
+SKIP_SECONDS = 5  # PostgreSQL keeps what it has logged since
 BATCH_CHANGES, BATCH_CLAIMS = 250, 50
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 5.0
 CONNECT_SECONDS = 5
@@ -169,21 +170,27 @@ class Realtime:
         self._pool = pool
         self._channels: dict[tuple[Connection, str], Channel] = {}
         self._ids = itertools.count(1)
+        self._asking = 0  # channels that are about to have bindings
+        self._asked = asyncio.Event()
         self._following = asyncio.Event()
 
     async def follow(self) -> None:
-        """Deliver row changes until cancelled. What changes while PostgreSQL is out of reach is not delivered later."""
+        """Deliver row changes until cancelled, from where the first channel asks for some.
+
+        What changes while PostgreSQL is out of reach is not delivered later.
+        """
         delay = RETRY_SECONDS
         while True:
             try:
                 # Two connections: an error drops the temporary slots of its own.
                 async with await self._connect() as log, await self._connect() as database:
                     await log.execute(pgoutput.CREATE_SLOT)
-                    self._following.set()
                     delay = RETRY_SECONDS
                     while True:
-                        await self._poll(log, database)
-                        await asyncio.sleep(POLL_SECONDS)
+                        await self._deliver_what_comes(log, database)
+                        self._asked.clear()
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(self._asked.wait(), SKIP_SECONDS)
             except psycopg.Error as lost:
                 logger.warning("the change feed stopped and starts again in %.1f s: %s", delay, lost)
             self._following.clear()
@@ -306,11 +313,22 @@ class Realtime:
         """ValueError, in hosted Realtime's words, for what can't be subscribed to."""
         bindings = tuple(subscriptions.binding(each) for each in wanted)
         if bindings:
-            await asyncio.wait_for(self._following.wait(), CONNECT_SECONDS)
-            async with self._pool.connection(CONNECT_SECONDS) as database:
-                for binding in bindings:
-                    await _check(database, binding, json.dumps(claims))
+            with self._asks():
+                await asyncio.wait_for(self._following.wait(), CONNECT_SECONDS)
+                async with self._pool.connection(CONNECT_SECONDS) as database:
+                    for binding in bindings:
+                        await _check(database, binding, json.dumps(claims))
         return bindings
+
+    @contextmanager
+    def _asks(self) -> Iterator[None]:
+        """From here on changes are read, though no channel has bindings yet."""
+        self._asking += 1
+        self._asked.set()
+        try:
+            yield
+        finally:
+            self._asking -= 1
 
     async def _renew(self, channel: Channel, token: Any) -> None:
         """Go on with a new token. An API key changes nothing, as hosted: clients send theirs after signing out."""
@@ -422,15 +440,27 @@ class Realtime:
         connect = psycopg.AsyncConnection.connect
         return await connect(self._database_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
 
-    async def _poll(self, log: Database, database: Database) -> None:
+    def _is_awaited(self) -> bool:
+        return self._asking > 0 or any(channel.bindings for channel in self._channels.values())
+
+    async def _deliver_what_comes(self, log: Database, database: Database) -> None:
+        """Pass over what has been logged, and deliver what is from now on, for as long as anybody waits for it."""
         await log.execute(pgoutput.ADVANCE_SLOT)
-        cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
-        messages = [message for (message,) in await cursor.fetchall()]
-        if not any(channel.bindings for channel in self._channels.values()):
-            return  # nobody listens, and reading them is most of the work
-        changes = list(pgoutput.changes(messages))
-        for start in range(0, len(changes), BATCH_CHANGES):
-            await self._deliver(database, changes[start : start + BATCH_CHANGES])
+        await log.execute(pgoutput.SKIP_SLOT)
+        read_to, count = None, 0
+        while self._is_awaited():
+            self._following.set()
+            end = await (await log.execute(pgoutput.END_OF_LOG)).fetchone()
+            if end != read_to or count >= POLL_CHANGES:
+                await log.execute(pgoutput.ADVANCE_SLOT)
+                cursor = await log.execute(pgoutput.READ_SLOT, [POLL_CHANGES])
+                messages = [message for (message,) in await cursor.fetchall()]
+                read_to, count = end, len(messages)
+                changes = list(pgoutput.changes(messages))
+                for start in range(0, len(changes), BATCH_CHANGES):
+                    await self._deliver(database, changes[start : start + BATCH_CHANGES])
+            await asyncio.sleep(POLL_SECONDS)
+        self._following.clear()
 
     async def _deliver(self, database: Database, changes: Sequence[Change]) -> None:
         """PostgreSQL is asked once about changes that are alike, and once for each set of claims, however many

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from infra.local import parts
 from infra.local.stack import Stack
 from tests.browser.browsers import Tab, tab
 from tests.browser.wires import Cable, NoStreams, cable
+from tests.commands import load_knowledge
 from tests.functions.test_deferred import queue_of
 from tests.stand_ins import ANSWER, USAGE, Model, Proxy, serving
 from tests.users import User
@@ -46,8 +46,7 @@ def model(served_model: Model) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def origin(stack: Stack, served_model: Model) -> Iterator[str]:
     """The functions and their worker, with the stand-in for a model."""
-    load = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
-    subprocess.run(load, env=stack.environment, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    load_knowledge(stack.environment)
     with queue_of(stack) as queue:
         settings = {
             "MODEL_BASE_URL": f"{served_model.url}/v1",

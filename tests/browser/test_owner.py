@@ -1,9 +1,6 @@
 """The owner's views in a browser: knowledge, models, exports and all usage, which nobody else is shown."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import psycopg
@@ -13,6 +10,7 @@ from supabase import create_client
 from infra.local.stack import Stack
 from tests.browser.pages import SCREENSHOTS, SIZES, Browser, Tab, browser
 from tests.browser.test_playground import ATTACK, gateway, sign_in
+from tests.commands import load_knowledge
 from tests.functions.anybody import a_category
 from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
@@ -60,8 +58,7 @@ def trainer() -> Iterator[Together]:
 @pytest.fixture(scope="module")
 def site(stack: Stack, served: Tuned, trainer: Together) -> Iterator[str]:
     """The page's origin, behind it functions with providers of training and of what comes of it, and no queues."""
-    load = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
-    subprocess.run(load, env={**os.environ, **stack.environment}, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    load_knowledge(stack.environment)
     rows = {"tuned": {"base_url": f"{served.url}/v1"}, "together": {}}
     rows["together"] = {"base_url": f"{trainer.origin}/chat", "tuning_url": f"{trainer.origin}/v1"}
     settings = {"MODEL_CHAIN": "tuned:chained", "MODEL_PROVIDERS": json.dumps(rows), "TUNED_API_KEY": "any"}

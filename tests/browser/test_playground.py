@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from infra.local import parts, playground, ports
 from infra.local.stack import Stack
 from tests.browser.pages import SIZES, Browser, Tab, browser
+from tests.commands import load_knowledge
 from tests.functions.anybody import learned, streams
 from tests.functions.test_deferred import queue_of
 from tests.infra import running
@@ -77,8 +77,7 @@ def model(served_model: Gated) -> Iterator[Gated]:
 @pytest.fixture(scope="module")
 def site(stack: Stack, served_model: Gated) -> Iterator[str]:
     """The page's origin: a gateway of its own, and behind it functions and a worker that ask the stand-in."""
-    load = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
-    subprocess.run(load, env={**os.environ, **stack.environment}, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    load_knowledge(stack.environment)
     with queue_of(stack) as queue:
         asked = {"MODEL_BASE_URL": f"{served_model.url}/v1", "MODEL_NAME": "stand-in", "QUEUE_URL": queue.url}
         asked["PROMPT_TOKENS"] = "3000"

@@ -1,14 +1,12 @@
 """What the functions' tests share: a model that does as the question says, knowledge, and two users."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 from infra.local.stack import Stack
+from tests.commands import load_knowledge
 from tests.functions.corpus import Corpus
 from tests.functions.deployments import Registry, clients
 from tests.scripted_models import Models
@@ -51,9 +49,8 @@ def functions(stack: Stack, model: Model, knowledge: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def knowledge(stack: Stack) -> None:
-    """A part of the seed knowledge, loaded by the command that loads all of it."""
-    command = [sys.executable, "-m", "shared.knowledge", "load", "sql/knowledge/ton.jsonl"]
-    subprocess.run(command, env={**os.environ, **stack.environment}, check=True, timeout=60)
+    """A part of the seed knowledge."""
+    load_knowledge(stack.environment)
 
 
 @pytest.fixture(scope="session")

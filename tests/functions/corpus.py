@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,12 +90,13 @@ class Corpus:
         return self.until(answer.json()["exportId"])
 
     def until(self, export_id: int, status: str = "ready", seconds: float = 60) -> dict[str, Any]:
-        ends = time.monotonic() + seconds
+        ends, pause = time.monotonic() + seconds, 0.05
         while time.monotonic() < ends:
             found: dict[str, Any] = self.call("GET", f"/{export_id}").json()
             if found["status"] in (status, "failed"):
                 break
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.5)
         assert found["status"] == status, found
         return found
 
@@ -151,12 +149,3 @@ def _rows(files: dict[str, bytes], name: str) -> list[Any]:
         found: list[Any] = json.loads(whole)
         return found
     return [json.loads(line) for line in files.get(f"{name}.jsonl", b"").splitlines()]
-
-
-def deliver(stack: Stack, event: dict[str, Any], seconds: float = 60, **settings: str) -> None:
-    """Invoke the function with an event, as Lambda does."""
-    code = "import time; from functions.export_training_data.handler import handler;"
-    code += "from infra.local.queue_worker import Context;"
-    code += f"handler({event!r}, Context('export-training-data', deadline=time.monotonic() + {seconds}))"
-    environment = {**os.environ, **stack.environment, "EXPORT_QUEUE_URL": "", **settings}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)

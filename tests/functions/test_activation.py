@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from infra.local.stack import Stack
 from shared.canary import LEAST
+from tests.functions.delivery import deliver, queued
 from tests.functions.deployments import Registry, clients
 from tests.functions.test_deferred import queue_of
 from tests.hosting_stand_ins import KEY, HuggingFace
@@ -295,12 +293,12 @@ def test_an_activation_that_comes_again_brings_nothing_back(
 ) -> None:
     registry.ready("v1", "v2")
     registry.activate("v1")
-    message = deferred(registry, stack, settings, "v2")
-    deliver(stack, settings, message)
+    asked = deferred(registry, stack, settings, "v2")
+    deliver(stack, "deploy-model", queued(asked), settings)
     assert registry.served() == {"v2": 1}
     registry.call("POST", f"/{registry.name}/rollback")
 
-    deliver(stack, settings, message)
+    deliver(stack, "deploy-model", queued(asked), settings)
 
     assert registry.served() == {"v1": 1}
     assert registry.actions("v2") == ["registered", "activated", "rolled_back"]
@@ -310,10 +308,11 @@ def test_an_evaluation_that_a_worker_has_no_time_for_ends(
     registry: Registry, stack: Stack, settings: dict[str, str], provider: Tuned
 ) -> None:
     registry.ready("v1", model="slow")
-    message = deferred(registry, stack, settings, "v1")
+    asked = deferred(registry, stack, settings, "v1")
     provider.held.add("slow")
     with queue_of(stack) as queue:
-        deliver(stack, {**settings, "DEPLOYMENT_QUEUE_URL": queue.url}, message, seconds=6)
+        own = {**settings, "DEPLOYMENT_QUEUE_URL": queue.url}
+        deliver(stack, "deploy-model", queued(asked), own, seconds=6)
         left = queue.take()
     provider.held.clear()
 
@@ -423,9 +422,7 @@ def test_the_schedule_looks_at_canaries(registry: Registry, stack: Stack, settin
         simulate(registry, database, "v1", 100, 95, 0)
         simulate(registry, database, "v2", 100, 10, 0)
 
-    code = "from functions.deploy_model.handler import handler; from infra.local.queue_worker import Context;"
-    code += "handler({'source': 'aws.scheduler', 'detail-type': 'Scheduled Event'}, Context('deploy-model'))"
-    _run(code, {**stack.environment, **settings})
+    deliver(stack, "deploy-model", {"source": "aws.scheduler", "detail-type": "Scheduled Event"}, settings)
 
     assert registry.served() == {"v1": 1}
     assert registry.row("v2")["history"][0]["actor"] == "schedule"
@@ -470,26 +467,12 @@ def deferred(registry: Registry, stack: Stack, settings: dict[str, str], version
     return message
 
 
-def deliver(stack: Stack, settings: dict[str, str], message: str, seconds: float = 60) -> None:
-    """Invoke the function with a message, as its queue does, for so long."""
-    event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": message}]}
-    code = "import time; from functions.deploy_model.handler import handler;"
-    code += "from infra.local.queue_worker import Context;"
-    code += f"told = handler({event!r}, Context('deploy-model', deadline=time.monotonic() + {seconds}));"
-    code += "assert told == {'batchItemFailures': []}, told"
-    _run(code, {**stack.environment, **settings})
-
-
 def _until_over(registry: Registry, version: str) -> None:
     for _ in range(150):
         if len(registry.row(version)["history"]) > 1:
             return
         time.sleep(0.1)
     raise AssertionError(registry.row(version))
-
-
-def _run(code: str, environment: dict[str, str]) -> None:
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True, timeout=60)
 
 
 def test_a_version_is_hosted_by_its_provider(registry: Registry, stack: Stack) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -29,6 +28,7 @@ from supabase import create_client
 from infra.local import parts
 from infra.local.stack import Stack
 from tests.functions import anybody
+from tests.functions.delivery import deliver, queued
 from tests.functions.deployments import PATH, Registry
 from tests.functions.test_deferred import queue_of
 from tests.shared.model_files import CONFIG, tar_gz, weights
@@ -428,13 +428,8 @@ def test_a_file_that_no_run_can_read_whole_is_given_up(registry: Registry, stack
             slow = Registry(stack, origin, registry.training, registry.storage, registry.name)
             body = {"modelName": slow.name, "baseModel": "llama", "source": f"{url}/model.safetensors"}
             begun = slow.call("POST", body=body, prefer="respond-async")
-        message = {"transfer": begun.json()["model"]["id"]}
-        event = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(message)}]}
-        code = "import json, sys, time; from functions.deploy_model.handler import handler;"
-        code += "from infra.local.queue_worker import Context;"
-        code += "handler(json.loads(sys.argv[1]), Context('deploy-model', deadline=time.monotonic() + 6))"
-        command = [sys.executable, "-c", code, json.dumps(event)]
-        subprocess.run(command, env={**os.environ, **stack.environment, **settings}, check=True, timeout=60)
+        asked = json.dumps({"transfer": begun.json()["model"]["id"]})
+        deliver(stack, "deploy-model", queued(asked), settings, seconds=6)
 
     version = registry.row("v1")
     assert version["status"] == "failed"

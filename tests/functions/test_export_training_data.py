@@ -1,15 +1,14 @@
 """export-training-data: what users liked as clean files, complete however it is interrupted, and nothing else."""
 
 import json
-import os
 import subprocess
-import sys
 from typing import Any
 
 import httpx
 import pytest
 
 from infra.local.stack import Stack
+from tests import commands
 from tests.functions.corpus import PATH, Corpus
 from tests.functions.deployments import clients
 from tests.users import User
@@ -376,9 +375,7 @@ def test_the_commands_of_a_terminal(corpus: Corpus) -> None:
     corpus.put_many(30)
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        whole = [sys.executable, "-m", "shared.exports", *arguments]
-        environment = {**os.environ, **corpus.stack.environment}
-        return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=60)
+        return commands.run(corpus.stack.environment, "shared.exports", *arguments)
 
     ran = command("run", "--model-version", corpus.model, "--formats", "openai")
     assert ran.returncode == 0, ran.stderr

@@ -1,7 +1,6 @@
 """ai-finance as Lambda calls it: recorded events into the handler, warm."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from infra.local.stack import Stack
+from tests import commands
 from tests.stand_ins import ANSWER, Model
 from tests.users import User
 
@@ -19,14 +19,10 @@ EVENTS = Path(__file__).with_name("events")
 def invoke(stack: Stack, model: Model, user: User, *events: str) -> list[Any]:
     """The handler's results for the events, all in one process."""
     settings = {"MODEL_BASE_URL": f"{model.url}/v1", "MODEL_NAME": "stand-in"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.functions.invoke", *(str(EVENTS / f"{event}.json") for event in events)],
-        env={**os.environ, **stack.environment, **settings, "TOKEN": user.token},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    environment = {**stack.environment, **settings, "TOKEN": user.token}
+    files = (EVENTS / f"{event}.json" for event in events)
+    done = commands.run(environment, "tests.functions.invoke", *files)
+    assert done.returncode == 0, done.stderr
     results: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return results
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,25 @@ def runtime(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def echo(runtime: str, tmp_path: Path) -> Iterator[LambdaProcess]:
-    with lambda_processes.running(ECHO, runtime, {}, tmp_path / "log") as process:
-        yield process
+@pytest.fixture(scope="module")
+def echoes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LambdaProcess]]:
+    """The tests' own function under each runtime."""
+    folder = tmp_path_factory.mktemp("echoes")
+    with ExitStack() as held:
+        yield {
+            runtime: held.enter_context(lambda_processes.running(ECHO, runtime, {}, folder / runtime))
+            for runtime in (BUFFERED, STREAMING)
+        }
 
 
 @pytest.fixture
-def streamed_echo(tmp_path: Path) -> Iterator[LambdaProcess]:
-    with lambda_processes.running(ECHO, STREAMING, {}, tmp_path / "log") as process:
-        yield process
+def echo(echoes: dict[str, LambdaProcess], runtime: str) -> LambdaProcess:
+    return echoes[runtime]
+
+
+@pytest.fixture
+def streamed_echo(echoes: dict[str, LambdaProcess]) -> LambdaProcess:
+    return echoes[STREAMING]
 
 
 def event(name: str, user: User | None = None) -> dict[str, Any]:
@@ -147,11 +156,8 @@ def test_a_function_that_cant_be_imported_says_so(runtime: str, tmp_path: Path) 
         process.invoke(event("scheduler"))
 
 
-def test_an_apps_scope_is_the_same_under_both_runtimes(tmp_path: Path) -> None:
-    told = []
-    for runtime in (BUFFERED, STREAMING):
-        with lambda_processes.running(ECHO, runtime, {}, tmp_path / runtime) as process:
-            told.append([process.invoke(event("function_url_put")), process.invoke(event("function_url_put"))])
+def test_an_apps_scope_is_the_same_under_both_runtimes(echoes: dict[str, LambdaProcess]) -> None:
+    told = [[echoes[runtime].invoke(event("function_url_put")) for _ in range(2)] for runtime in (BUFFERED, STREAMING)]
 
     buffered, streamed = ([json.loads(answer["body"]) for answer in answers] for answers in told)
     assert streamed == buffered

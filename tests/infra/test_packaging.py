@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,12 @@ def outside(function: str) -> set[str]:
     return {name for name in names if name.partition(".")[0] not in {*ours, *sys.stdlib_module_names}}
 
 
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """The packages that are installed here, by what is imported of them."""
+    return importlib.metadata.packages_distributions()
+
+
 def pins(file: Path) -> set[str]:
     """Versions and hashes, as the file says them."""
     return set(re.findall(r"^[a-z0-9-]+==[^ ;]+|--hash=\S+", file.read_text(), re.MULTILINE))
@@ -128,8 +135,7 @@ def test_everything_that_a_function_imports_is_in_its_zip(
 
 
 def test_a_function_asks_for_the_packages_that_it_imports_and_no_other(function: str) -> None:
-    packages = importlib.metadata.packages_distributions()
-    imported = {canonical(packages[name.partition(".")[0]][0]) for name in outside(function)}
+    imported = {canonical(distributions()[name.partition(".")[0]][0]) for name in outside(function)}
 
     asked = requirements(function).with_suffix(".in").read_text().split()
 

@@ -1,10 +1,8 @@
 """Knowledge as its command keeps it: files in, listed, deleted, and moved to another embedding model."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from infra.local.stack import Stack
 from shared import knowledge_files
+from tests import commands
 from tests.embedding_stand_ins import Embeddings, refusing
 from tests.stand_ins import serving
 from tests.users import User
@@ -24,14 +23,7 @@ SEED = Path(__file__).parents[2] / "sql/knowledge"
 
 
 def run(stack: Stack, *arguments: object, **overrides: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "shared.knowledge", *map(str, arguments)],
-        env={**os.environ, **stack.environment, **overrides},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    return commands.run({**stack.environment, **overrides}, "shared.knowledge", *arguments)
 
 
 def rows(stack: Stack, query: str, *arguments: Any) -> list[Any]:
@@ -168,13 +160,7 @@ def test_says_that_a_file_is_not_there(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_says_which_settings_are_missing() -> None:
-    refused = subprocess.run(
-        [sys.executable, "-m", "shared.knowledge", "list"],
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = commands.run({}, "shared.knowledge", "list")
 
     assert refused.returncode == 1
     assert refused.stderr.startswith("Missing or malformed settings: ")
