@@ -79,7 +79,7 @@ class Draft:
     """A question ready for the model, and the passages in its prompt; without any, the model isn't asked.
 
     Nor is it where `reply` is there already, kept from an earlier one; with `key` the answer is kept. `turns` are the
-    caller's word of what was said before it.
+    caller's word of what was said before it, as far as it is in the prompt.
     """
 
     question: Question
@@ -151,11 +151,11 @@ async def prepare(
             with trace.step("count"):
                 most = route.most(settings.prompt_tokens)
                 call = await quotas.open_call(clients.http, settings, quota, most, trace)
-        draft = Draft(question, route, call, turns)
+        draft = Draft(question, route, call)
         async with _charged_if_failed(clients, draft, trace), deadline.enforced():
             passages = await _find(clients, db, question, await vector(), trace)
             prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens, turns)
-            draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
+            draft = replace(draft, turns=prompt.turns, passages=prompt.passages, messages=prompt.messages)
             may_be_kept = settings.cache_seconds and draft.passages and not turns
             return await _kept(clients, draft, cache, trace) if may_be_kept else draft
 
