@@ -171,7 +171,7 @@ async def events(
         with anyio.CancelScope(shield=True):
             status: Status = "complete" if not code else "partial" if said else "failed"
             trace.facts |= {"code": code} if code else {}
-            if begun and draft.spent is NOTHING:
+            if begun and draft.spent == NOTHING:
                 draft = replace(draft, spent=begun.spent(models.estimate(draft.messages, said)))
             draft = checked(draft, said)
             await close(clients, draft, said.strip(), status, trace, code or None)
@@ -239,7 +239,7 @@ async def close(
 
     Where no model has answered, the one that was asked last stands there.
     """
-    turn, spent = draft.turn, draft.spent
+    turn, spent = draft.turn, models.charged(draft.spent, trace)
     if turn.answered:
         return
     model = draft.model or trace.facts.get("model")

@@ -315,20 +315,23 @@ async def _pieces(draft: Draft, said: Said, deadline: Deadline, trace: Trace) ->
 
 @asynccontextmanager
 async def _charged_if_failed(clients: Clients, draft: Draft, trace: Trace) -> AsyncIterator[None]:
-    """Gives back what a call has reserved where what runs inside fails."""
+    """Gives back what a call has reserved and not spent where what runs inside fails."""
     try:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, GatewayError) else "internal"
+        spent = models.charged(draft.spent, trace)
+        trace.facts |= quotas.facts(spent)
         with anyio.CancelScope(shield=True):
-            await quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, error_code=code)
+            await quotas.close_call(clients.http, clients.settings, draft.call, spent, trace, error_code=code)
         raise
 
 
 async def _close(clients: Clients, draft: Draft, said: Said, trace: Trace, error_code: str | None = None) -> None:
     """Charge the call, and keep a whole answer of the model it was meant for."""
-    trace.facts |= {"model": draft.model or trace.facts.get("model"), **quotas.facts(draft.spent)}
-    closing = quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, draft.model, error_code)
+    spent = models.charged(draft.spent, trace)
+    trace.facts |= {"model": draft.model or trace.facts.get("model"), **quotas.facts(spent)}
+    closing = quotas.close_call(clients.http, clients.settings, draft.call, spent, trace, draft.model, error_code)
     with trace.step("close"):
         if draft.key and draft.model == draft.route.chain[0].name and not error_code:
             await asyncio.gather(closing, answer_cache.keep(clients, draft.key, said.raw, draft.model, trace))

@@ -157,7 +157,7 @@ async def generate(route: Route, messages: Sequence[Message], deadline: Deadline
         call.answered(said)
         return answer
 
-    answer, attempts = await _first(route, deadline, trace, ask)
+    answer, attempts = await _first(route, messages, deadline, trace, ask)
     return Reply(*answer, attempts)
 
 
@@ -188,7 +188,7 @@ async def stream(
         call.begun()
         return model, parts, first, call
 
-    (model, parts, part, call), attempts = await _first(route, deadline, trace, begin)
+    (model, parts, part, call), attempts = await _first(route, messages, deadline, trace, begin)
     async with call.ending(), aclosing(parts):
         yield Begun(model, attempts)
         while part is not None and len(said) < route.answer_characters:
@@ -227,14 +227,24 @@ def estimate(messages: Sequence[Message], said: str) -> Usage:
     return Usage(_tokens(messages), count_tokens(said) if said else 0, estimated=True)
 
 
+def charged(spent: Spent, trace: Trace) -> Spent:
+    """What a call has spent; where nobody reported anything, the prompt that a model was left with."""
+    return (trace.unreported or spent) if spent == NOTHING else spent
+
+
 async def _first(
-    route: Route, deadline: Deadline, trace: Trace, attempt: Callable[[Model, float, Span], Awaitable[Answer]]
+    route: Route,
+    messages: Sequence[Message],
+    deadline: Deadline,
+    trace: Trace,
+    attempt: Callable[[Model, float, Span], Awaitable[Answer]],
 ) -> tuple[Answer, int]:
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
     What is wrong with the request itself goes to the models that are there for it, one after the other, or to the
-    caller at once. A try that succeeds ends its span itself; the trace knows which model was asked last.
+    caller at once. A try that succeeds ends its span itself; the trace knows which model was asked last, and what the
+    prompt costs of one that was left with it.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
     rests: list[float] = []
@@ -264,8 +274,12 @@ async def _first(
             except ProviderFailed as error:
                 failed = error
             except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    trace.unreported = model.spent(estimate(messages, ""))
                 call.end(error)
                 raise
+            if failed.failure is Failure.LATE:
+                trace.unreported = model.spent(estimate(messages, ""))
             call.end(failed.failure.value)
             logger.warning("try failed", extra=_facts(trace, model, number, failed))
             pause = _pause(failed, number)

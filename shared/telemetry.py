@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span as Recorded
     from opentelemetry.trace import Tracer
 
+    from shared.models import Spent
     from shared.providers.chat import Said, Usage
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -64,12 +65,16 @@ for library in ("httpx", "httpcore", "botocore", "boto3"):
 
 @dataclass(slots=True)
 class Trace:
-    """What is known of one request so far: its id, its steps' milliseconds, facts worth a log field, and headers."""
+    """What is known of one request so far: its id, its steps' milliseconds, facts worth a log field, and headers.
+
+    `unreported` is, by estimate, what the prompt costs of a model that was left before it said anything.
+    """
 
     request_id: str
     timings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    unreported: "Spent | None" = None
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
