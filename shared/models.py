@@ -37,6 +37,7 @@ TRIES = 3  # of one model, where the same may help
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 SHARE = 0.6  # of the time that is left, for a model that has another behind it
+FAIR_SECONDS = 10.0  # for an answer, where the model has no shorter limit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ async def _first(
     waiting, is_detour = deque(route.chain), False
     if route.version:
         trace.facts["routed"] = route.version
-    while waiting:
+    while waiting and deadline.remaining() > 0:
         model = waiting.popleft()
         if rest_seconds := route.breakers.wait_seconds(model.provider):
             rests.append(rest_seconds)
@@ -286,12 +287,19 @@ async def _first(
             if pause is None or pause >= deadline.remaining():
                 break
             await asyncio.sleep(pause)
-        if failed.failure in OF_THE_PROVIDER:
+        if _is_the_providers(failed, model, left):
             route.breakers.note(model.provider, has_failed=True)
         if failed.failure in OF_THE_REQUEST and not is_detour:
             waiting, is_detour = deque(route.detours.get(failed.failure, ())), True
     trace.facts["attempts"] = attempts
     raise _ours(failed) from failed
+
+
+def _is_the_providers(failed: ProviderFailed, model: Model, seconds: float) -> bool:
+    """Whether its breaker counts it: being late only of a try that had the time to answer."""
+    if failed.failure is Failure.LATE:
+        return seconds >= min(model.facts.timeout_seconds or FAIR_SECONDS, FAIR_SECONDS)
+    return failed.failure in OF_THE_PROVIDER
 
 
 def _facts(trace: Trace, model: Model, number: int, failed: ProviderFailed) -> dict[str, object]:
