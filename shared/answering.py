@@ -86,34 +86,41 @@ async def prepare(
 ) -> tuple[Draft, Route]:
     """Embed the question while the turn opens, find passages as the caller, build the prompt; and whom to ask.
 
-    A failure after the turn is open keeps the conversation as failed. Raises `InvalidRequest` for a message
-    longer than the setting allows, and `SecretInMessage`.
+    Of a caller who was just refused the question is embedded only once its turn is open. A failure after that keeps
+    the conversation as failed. Raises `InvalidRequest` for a message longer than the setting allows, and
+    `SecretInMessage`.
     """
     settings = clients.settings
     if len(question.message) > settings.message_characters:
         raise InvalidRequest(f"message: longer than {settings.message_characters} characters.")
     guards.refuse_secrets(question.message)
     db = database.as_caller(clients.http, settings, caller)
-    embedding = asyncio.create_task(_embed(clients, question.message, trace))
+    admitted = asyncio.Event()
+    embedding = asyncio.create_task(_embed(clients, question.message, trace, admitted))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused turn never asks for it
     try:
-        await asyncio.wait([embedding], timeout=HEAD_START_SECONDS)
+        if not clients.refusals.hold(caller.auth_user_id):
+            admitted.set()
+            await asyncio.wait([embedding], timeout=HEAD_START_SECONDS)
         async with deadline.enforced():
-            route = await clients.router.route(caller.auth_user_id, question.model)
-            with trace.step("open"):
-                turn = await conversations.open_turn(
-                    db,
-                    settings,
-                    question.message,
-                    route.most(settings.prompt_tokens),
-                    trace,
-                    thread_id=question.thread_id,
-                    claimed_user_id=question.claimed_user_id,
-                    idempotency_key=question.idempotency_key,
-                )
+            with clients.refusals.noted(caller.auth_user_id):
+                route = await clients.router.route(caller.auth_user_id, question.model)
+                with trace.step("open"):
+                    turn = await conversations.open_turn(
+                        db,
+                        settings,
+                        question.message,
+                        route.most(settings.prompt_tokens),
+                        trace,
+                        thread_id=question.thread_id,
+                        claimed_user_id=question.claimed_user_id,
+                        idempotency_key=question.idempotency_key,
+                    )
         trace.facts |= {"conversationId": turn.conversation_id, "threadId": str(turn.thread_id)}
         if turn.answered:
             return _replay(turn, turn.answered), route
+        clients.refusals.forget(caller.auth_user_id)
+        admitted.set()
         async with kept_if_failed(clients, turn, trace), deadline.enforced():
             return await _look_up(clients, db, question, turn, await embedding, trace), route
     finally:
@@ -181,7 +188,8 @@ async def events(
         yield "done", _done(draft, trace)
 
 
-async def _embed(clients: Clients, message: str, trace: Trace) -> list[float]:
+async def _embed(clients: Clients, message: str, trace: Trace, admitted: asyncio.Event) -> list[float]:
+    await admitted.wait()
     with trace.step("embed"):
         return await embeddings.embed_query(clients.embedder, message)
 

@@ -120,7 +120,7 @@ async def search(
     _check(clients, question)
     with _embedding(clients, quota, question.text, trace) as vector:
         async with deadline.enforced():
-            with trace.step("count"):
+            with _admission(clients, quota), trace.step("count"):
                 await quotas.count(clients.http, clients.settings, quota)
             return await _find(clients, db, question, await vector(), trace, question.explain)
 
@@ -145,12 +145,13 @@ async def prepare(
     _check(clients, question)
     with _embedding(clients, quota, question.text, trace) as vector:
         async with deadline.enforced():
-            route = await clients.router.route(quota.person if quota else "", wanted)
-            if answer_tokens:
-                route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
-            with trace.step("count"):
-                most = route.most(settings.prompt_tokens)
-                call = await quotas.open_call(clients.http, settings, quota, most, trace)
+            with _admission(clients, quota):
+                route = await clients.router.route(quota.person if quota else "", wanted)
+                if answer_tokens:
+                    route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
+                with trace.step("count"):
+                    most = route.most(settings.prompt_tokens)
+                    call = await quotas.open_call(clients.http, settings, quota, most, trace)
         draft = Draft(question, route, call)
         async with _charged_if_failed(clients, draft, trace), deadline.enforced():
             passages = await _find(clients, db, question, await vector(), trace)
@@ -240,8 +241,11 @@ def _check(clients: Clients, question: Question) -> None:
 def _embedding(
     clients: Clients, quota: Quota | None, text: str, trace: Trace
 ) -> Iterator[Callable[[], Awaitable[list[float]]]]:
-    """How to get the question's vector, which is asked for while the caller is admitted; a visitor's only after."""
-    if quota and not quota.user:
+    """How to get the question's vector, which is asked for while the caller is admitted.
+
+    Only after that for a visitor, and for a user who was just refused.
+    """
+    if quota and (not quota.user or clients.refusals.hold(quota.key)):
         yield lambda: _embed(clients, text, trace)
         return
     embedding = asyncio.create_task(_embed(clients, text, trace))
@@ -250,6 +254,15 @@ def _embedding(
         yield lambda: embedding
     finally:
         embedding.cancel()
+
+
+@contextmanager
+def _admission(clients: Clients, quota: Quota | None) -> Iterator[None]:
+    """What admits the caller runs inside; of a user it is remembered how that went."""
+    user = quota.key if quota and quota.user else None
+    with clients.refusals.noted(user):
+        yield
+    clients.refusals.forget(user)
 
 
 async def _embed(clients: Clients, text: str, trace: Trace) -> list[float]:
