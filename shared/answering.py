@@ -146,16 +146,18 @@ async def answered(draft: Draft, route: Route, deadline: Deadline, trace: Trace)
 
 
 async def events(
-    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace
+    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace, asks_again: bool = False
 ) -> AsyncGenerator[tuple[str, Wire], None]:
     """The answer as it is said: `sources`, `token` …, then `done` or `error`.
 
     However it ends, what was said is stored: as partial when the model broke off or the client went away,
-    which closes this generator and with it the connection to the model.
+    which closes this generator and with it the connection to the model. Where the caller `asks_again`, a failure that
+    may pass is raised instead as long as nothing was said, and the turn stays open.
     """
     said, code = "", "client_gone"
     begun: Model | None = None
     failure: GatewayError | None = None
+    stays_open = False
     try:
         yield "sources", _opened(draft)
         async with aclosing(_said(draft, route, deadline, trace)) as parts:
@@ -173,6 +175,7 @@ async def events(
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
         code = failure.code
+        stays_open = asks_again and failure.retryable and not said
         trace.facts["cause"] = type(error.__cause__ or error).__name__
     finally:
         with anyio.CancelScope(shield=True):
@@ -180,8 +183,11 @@ async def events(
             trace.facts |= {"code": code} if code else {}
             if begun and draft.spent == NOTHING:
                 draft = replace(draft, spent=begun.spent(models.estimate(draft.messages, said)))
-            draft = checked(draft, said)
-            await close(clients, draft, said.strip(), status, trace, code or None)
+            if not stays_open:
+                draft = checked(draft, said)
+                await close(clients, draft, said.strip(), status, trace, code or None)
+    if failure and stays_open:
+        raise failure
     if failure:
         yield "error", Failure(**failure.body(trace.request_id))
     else:
