@@ -333,7 +333,7 @@ def _work(value: Any) -> Work:
 def _object(text: str) -> Mapping[str, Any]:
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest("The message is not JSON.") from error
     if not isinstance(body, dict):
         raise InvalidRequest("The message is not an object.")

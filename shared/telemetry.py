@@ -163,7 +163,7 @@ class Span:
         if "route" in scope:
             route = f"/{function}{scope['route'].path}"  # a router's own path has no prefix
             self.recorded.update_name(f"{_method(scope['method'])} {route}")
-            self.note({"http.route": route, "url.path": scope["path"]})
+            self.note({"http.route": route, "url.path": path(scope) or ""})
         if code and has_failed(code):
             self.fail(code)
 
@@ -199,6 +199,15 @@ def conclude(message: str, function: str, trace: Trace, **known: Any) -> None:
     logger.info(message, extra={**line, "timings": trace.timings, **trace.facts}, stacklevel=3)
     if namespace := settings.metrics_namespace():
         print(json.dumps(_metrics(namespace, function, trace, total)), flush=True)
+
+
+def path(scope: Mapping[str, Any]) -> str | None:
+    """A request's path where it is one of ours, without the token that a webhook's is known by."""
+    token = scope.get("path_params", {}).get("token")
+    if "route" not in scope:
+        return None
+    told: str = scope["path"]
+    return told.replace(token, "{token}") if token else told
 
 
 def has_failed(code: str | None) -> bool:
