@@ -481,6 +481,18 @@ def test_names_what_it_does_not_support(visitor: OpenAI, options: dict[str, Any]
     assert "not supported" in message
 
 
+def test_names_a_kind_of_part_that_no_text_can_hold(stack: Stack, origin: str) -> None:
+    parts = [{"type": "\ud800", "text": "What is Notcoin?"}]
+
+    refused = httpx.post(
+        f"{origin}{PATH}/chat/completions",
+        content=json.dumps({"model": ROUTE, "messages": [{"role": "user", "content": parts}]}),
+        headers=anybody.visitor(stack) | {"Content-Type": "application/json"},
+    )
+
+    assert_refused(refused, 400, "invalid_request_error", "unsupported", "messages")
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
