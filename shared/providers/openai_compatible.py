@@ -21,8 +21,8 @@ from pydantic import SecretStr
 from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
 from shared.providers.event_streams import events
 
-# What is raised over an answer that isn't the API's.
-GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
+# What is raised over an answer that isn't the API's, or an address that isn't one.
+GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError, httpx.InvalidURL)
 # What a model's name says of how it is asked, the first that fits: its name for the limit of an answer, and settings.
 # OpenAI's models that reason refuse `max_tokens`, and any temperature but their own.
 PARAMETERS: tuple[tuple[re.Pattern[str], str, dict[str, Any]], ...] = (
