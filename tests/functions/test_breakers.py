@@ -174,7 +174,7 @@ def test_what_is_no_sign_of_a_failing_provider_has_none_rest(
 
 
 def test_a_provider_that_had_no_time_left_is_asked_again(
-    stack: Stack, settings: dict[str, str], alice: User, models: Models, provider: str, spare: str
+    stack: Stack, settings: dict[str, str], knowledge: None, alice: User, models: Models, provider: str, spare: str
 ) -> None:
     models.held.add(provider)
     with stack.functions(**{**settings, "REQUEST_TIMEOUT_SECONDS": "2"}) as hasty:
@@ -187,7 +187,7 @@ def test_a_provider_that_had_no_time_left_is_asked_again(
 
 
 def test_a_provider_that_is_later_than_its_model_may_be_is_not_asked_for_a_while(
-    stack: Stack, settings: dict[str, str], alice: User, models: Models, provider: str, spare: str
+    stack: Stack, settings: dict[str, str], knowledge: None, alice: User, models: Models, provider: str, spare: str
 ) -> None:
     limits = json.dumps({f"{provider}:{provider}": {"timeout_seconds": 0.3}})
     models.held.add(provider)
