@@ -86,8 +86,8 @@ def origin(stack: Stack, settings: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hasty(stack: Stack, settings: dict[str, str], origin: str) -> Iterator[str]:
-    """Functions that give a model a second and a half, and have none behind it."""
-    with stack.functions(**{**settings, "MODEL_CHAIN": "dear:large", "REQUEST_TIMEOUT_SECONDS": "2"}) as url:
+    """Functions that give a model some seconds, and have none behind it."""
+    with stack.functions(**{**settings, "MODEL_CHAIN": "dear:large", "REQUEST_TIMEOUT_SECONDS": "3"}) as url:
         yield url
 
 
