@@ -163,9 +163,8 @@ def _blanked(text: str, findings: list[Finding]) -> str:
 
 
 # What a reader sees: without invisible characters, wide letters and Cyrillic ones within Latin as what they pass for.
-LOOK_ALIKES = str.maketrans("АВЕКМНОРСТХаеорсухіј", "ABEKMHOPCTXaeopcyxij")
 LONG_MIXED = re.compile(r"[\w+/:-]{20,}")
-AMONG_LATIN = re.compile(r"(?<=[0-9A-Za-z_-])[АВЕКМНОРСТХаеорсухіј]{1,3}(?=[0-9A-Za-z_-])")
+AMONG_LATIN = re.compile(rf"(?<=[0-9A-Za-z_-])[{guards.LIKE_LATIN}]{{1,3}}(?=[0-9A-Za-z_-])")
 UNSEEN = re.compile(rf"{grounding.INVISIBLE.pattern}|[\u034f\u061c\u180e\ufe00-\ufe0f]")
 
 
@@ -183,8 +182,12 @@ def _shown(text: str) -> tuple[str, range | list[int]]:
     if any(chr(code) != character for code, character in plain.items()):
         shown = shown.translate(plain)
     if AMONG_LATIN.search(shown):
-        shown = LONG_MIXED.sub(lambda word: AMONG_LATIN.sub(lambda run: run[0].translate(LOOK_ALIKES), word[0]), shown)
-    return shown, places
+        shown = LONG_MIXED.sub(lambda word: AMONG_LATIN.sub(_in_latin, word[0]), shown)
+    return guards.unmasked(shown), places
+
+
+def _in_latin(look_alikes: re.Match[str]) -> str:
+    return look_alikes[0].translate(guards.LOOK_ALIKES)
 
 
 @lru_cache(maxsize=10_000)
@@ -196,11 +199,12 @@ def _plain(character: str) -> str:
 # Seed phrases and keys.
 
 SAID_PHRASE = re.compile(
-    r"(?:seed|recovery|secret|mnemonic|backup|сид|мнемо\w*|секретн\w+)[\s_-]*(?:phrase|words?|фраз\w|слов\w)?"
+    r"(?:(?P<phrase>seed phrase|сид|мнемо[а-яё]*)|seed|recovery|secret|mnemonic|backup|секретн\w+)"
+    r"[\s_-]*(?:phrase|words?|фраз\w|слов\w)?"
     r"(?:\s+(?:is|are|was|это|ist|es|est))?\s*[:=—-]?[\s\"'«“`]{0,3}$",
     re.IGNORECASE,
 )
-CUT_PHRASE_WORDS = 6
+CUT_PHRASE_WORDS, FEWEST_PHRASE_WORDS = 6, 5
 OTHER_PRIVATE_KEYS = re.compile(
     r"(?<![0-9A-Za-z])(?:nsec1[02-9ac-hj-np-z]{58}|suiprivkey1[02-9ac-hj-np-z]{58}|AGE-SECRET-KEY-1[0-9A-Z]{58}"
     rf"|S[A-Z2-7]{{55}}|edsk[{BASE58}]{{50,94}}|ed25519:[{BASE58}]{{86,88}})(?![0-9A-Za-z])"
@@ -213,35 +217,38 @@ Spans = Iterator[tuple[int, int, str]]
 
 
 def _seed_phrases(text: str) -> Spans:
-    for start, end in guards.phrases(text):
-        if not _is_code(text[start:end]):
-            yield start, end, _words_of(text[start:end])
+    plain = guards.unnumbered(text)
+    for start, end in guards.phrases(plain):
+        if not _is_code(plain[start:end]):
+            yield start, end, _words_of(plain[start:end])
 
 
-def _is_code(words: str) -> bool:
+def _is_code(phrase: str) -> bool:
     """Whether the words are tied by signs of many kinds or come again and again, as names in a program do.
 
     A phrase's stand evenly, and hardly any word comes twice.
     """
-    few_words = len(set(_words_of(words).split())) < 0.6 * len(_words_of(words).split())
-    gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.WORD.split(words)[1:-1])
+    words = _words_of(phrase).split()
+    few_words = len(set(words)) < 0.6 * len(words)
+    gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.ANY_WORD.split(phrase)[1:-1])
     return (len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()) or (len(gaps) > 1 and few_words)
 
 
 def _cut_phrases(text: str) -> Spans:
     """Fewer words than a phrase has, where a phrase is announced."""
     for start, end, count in guards.listed_words(text):
-        if count < CUT_PHRASE_WORDS:
+        if count < FEWEST_PHRASE_WORDS:
             continue
         words = list(guards.WORD.finditer(text, start, end))
-        for word in reversed(words[: count - CUT_PHRASE_WORDS + 1][:4]):
-            if SAID_PHRASE.search(text[max(0, word.start() - 50) : word.start()]):
+        for place, word in reversed(list(enumerate(words[: count - FEWEST_PHRASE_WORDS + 1][:4]))):
+            said = SAID_PHRASE.search(text[max(0, word.start() - 50) : word.start()])
+            if said and (said["phrase"] or count - place >= CUT_PHRASE_WORDS):
                 yield word.start(), end, _words_of(text[word.start() : end])
                 break
 
 
 def _words_of(phrase: str) -> str:
-    return " ".join(guards.WORD.findall(phrase)).lower()
+    return " ".join(guards.ANY_WORD.findall(phrase)).lower()
 
 
 def _private_keys(text: str) -> Spans:
@@ -757,10 +764,22 @@ SIGNED = (
 )
 
 
+LETTER = r"[A-Za-z\x{80}-\x{10ffff}]"
+ANNOUNCED_PHRASE = (
+    rf"(?i:(?:(?:{guards.PHRASE_NAMES}|{guards.MINE}{guards.PERSONAL_NAMES})[^A-Za-z]{{0,9}}{guards.MARKED}"
+    rf"|{guards.MINE}(?:{guards.PHRASE_NAMES}|{guards.PERSONAL_NAMES}){SPACE}{{1,3}}(?:{guards.SAYING}))"
+    rf"[^A-Za-z]{{0,9}}(?:{LETTER}{{1,12}}[^A-Za-z]{{1,25}}){{11}}{LETTER})"
+)
+TOLD_PHRASE = f"(?i:{guards.TOLD})"
+
+
 def _listed_run() -> str:
-    """Six words of BIP-39's list in a row, whatever is between them but letters."""
+    """Six words of BIP-39's list in a row, or five after a phrase's name, whatever is between them but letters."""
     words = "|".join(guards.word_list())
-    return rf"(?i:(?:\A|[^a-z])(?:(?:{words})[^a-z]+){{{CUT_PHRASE_WORDS - 1}}}(?:{words}))"
+    return (
+        rf"(?i:(?:(?:\A|[^a-z])(?:{words})|(?:phrase|сид|мнемо)[^a-z]*)[^a-z]+(?:(?:{words})[^a-z]+)"
+        rf"{{{FEWEST_PHRASE_WORDS - 1}}}(?:{words}))"
+    )
 
 
 class Recogniser(NamedTuple):
@@ -771,7 +790,8 @@ class Recogniser(NamedTuple):
     signs: tuple[str, ...]
 
 
-PHRASE_SIGNS = (_listed_run(),)
+PHRASE_SIGN = _listed_run()
+PHRASE_SIGNS = (PHRASE_SIGN, ANNOUNCED_PHRASE, TOLD_PHRASE)
 ADDRESS_SIGNS = (ALPHANUMERICS, FRIENDLY_START, r"(?i:bc|tb|ltc|addr|cosmos|osmo)1[0-9a-zA-Z]{11}")
 RECOGNISERS = [
     Recogniser("PRIVATE_KEY", _private_keys, (ALPHANUMERICS, "-----BEGIN ", rf"(?:\d{{1,3}}{SPACE}*,{SPACE}*){{20}}")),
@@ -800,11 +820,11 @@ RECOGNISERS = [
     Recogniser("NAME", _names, (NAME, SIGNED)),
 ]
 ALL = frozenset(range(len(RECOGNISERS)))
-SIGNS = sorted({sign for recogniser in RECOGNISERS for sign in recogniser.signs} - {*PHRASE_SIGNS})
+SIGNS = sorted({sign for recogniser in RECOGNISERS for sign in recogniser.signs} - {PHRASE_SIGN})
 LOOKED_FOR = [frozenset(place for place in ALL if sign in RECOGNISERS[place].signs) for sign in SIGNS]
-PHRASES_LOOKED_FOR = frozenset(place for place in ALL if RECOGNISERS[place].signs == PHRASE_SIGNS)
+PHRASES_LOOKED_FOR = frozenset(place for place in ALL if PHRASE_SIGN in RECOGNISERS[place].signs)
 
-SCAN, SCAN_PHRASES = scanner(SIGNS), scanner(PHRASE_SIGNS)  # together they would have three times the states
+SCAN, SCAN_PHRASES = scanner(SIGNS), scanner([PHRASE_SIGN])  # together they would have three times the states
 NONE: frozenset[int] = frozenset()
 
 

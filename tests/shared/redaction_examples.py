@@ -100,9 +100,9 @@ def ton(account: bytes = b"", tag: int = 0x11, workchain: int = 0) -> str:
     return base64.urlsafe_b64encode(body + binascii.crc_hqx(body, 0).to_bytes(2)).decode()
 
 
-def phrase(words: int = 12) -> str:
+def phrase(words: int = 12, language: str = "english") -> str:
     """BIP-39's, with its checksum."""
-    return Mnemonic("english").to_mnemonic(chance(words * 4 // 3))
+    return Mnemonic(language).to_mnemonic(chance(words * 4 // 3))
 
 
 def iban(country: str, account: str) -> str:
@@ -312,6 +312,43 @@ def examples() -> Iterator[str]:
     yield f"карта ⟦CARD:{grouped(card('2202'))}⟧, оплата не прошла"
     yield f"card ⟦CARD:{grouped(card('4'), '-')}⟧ exp 12/29"
     yield from (text.replace("{hash}", chance(32).hex()) for text in CLEAN)
+    yield from told_phrases()
+
+
+def told_phrases() -> Iterator[str]:
+    """Seed phrases in other words than BIP-39's English ones in a row."""
+    for text, language in (
+        ("mi frase semilla: ⟦SEED_PHRASE:{}⟧", "spanish"),
+        ("mi frase de recuperación es ⟦SEED_PHRASE:{}⟧. ¿Es segura?", "spanish"),
+        ("助记词: ⟦SEED_PHRASE:{}⟧", "chinese_simplified"),
+        ("我的助记词是 ⟦SEED_PHRASE:{}⟧，无法导入", "chinese_simplified"),
+        ("ma phrase: ⟦SEED_PHRASE:{}⟧", "french"),
+        ("Ma phrase de récupération est : ⟦SEED_PHRASE:{}⟧.", "french"),
+        ("моя сид-фраза: ⟦SEED_PHRASE:{}⟧", "russian"),
+        ("La mia frase segreta: ⟦SEED_PHRASE:{}⟧", "italian"),
+        ("Minha frase de recuperação: ⟦SEED_PHRASE:{}⟧", "portuguese"),
+        ("シードフレーズ：⟦SEED_PHRASE:{}⟧", "japanese"),
+        ("시드 문구: ⟦SEED_PHRASE:{}⟧", "korean"),
+    ):
+        yield text.format(phrase(language=language))
+    yield f"моя сид фраза ⟦SEED_PHRASE:{' '.join(phrase().split()[:5])}⟧"
+    yield f"My wallet is ⟦SEED_PHRASE:{' '.join(letter_for_letter(phrase()))}⟧"
+    for words, slips in ((12, [5]), (12, [9]), (24, [3]), (24, [7, 16])):
+        told = phrase(words).split()
+        told = [f"{word[:2]}u{word[3:]}qk" if place in slips else word for place, word in enumerate(told)]
+        yield f"It is ⟦SEED_PHRASE:{' '.join(told)}⟧, isn't it?"
+        yield f"My seed phrase: ⟦SEED_PHRASE:{' '.join(told)}⟧"
+    told = phrase().split()
+    yield f"the words are ⟦SEED_PHRASE:{' '.join(told[:6])} and then {' '.join(told[6:])}⟧."
+    ordinals = re.findall(r"\w+", "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
+    for between in " word ", " ", " word is ", " is ":
+        told = [f"{ordinal}{between}{word}" for ordinal, word in zip(ordinals, phrase().split(), strict=True)]
+        yield f"Look: {ordinals[0]}{between}⟦SEED_PHRASE:{', '.join(told).removeprefix(ordinals[0] + between)}⟧."
+
+
+def letter_for_letter(text: str) -> list[str]:
+    """Its words with Cyrillic letters in the place of Latin ones."""
+    return text.translate(str.maketrans("aco", "асо")).split()
 
 
 PEOPLE = [
@@ -454,6 +491,14 @@ CLEAN = [
     "Contract exit code -14, opcode 0x0f8a7ea5, query_id 13835058055282163712",
     "APY 12.345678901% for 365 days, TVL $1234567890.12",
     "The best regards paid, i.e. rewards, are high.",
+    "Recovery phrase: Settings → Security → Backup → Show recovery phrase → Enter PIN → Done → Close → Finish",
+    "Seed phrase: twelve random English words generated during wallet setup, giving full access to funds.",
+    "My seed phrase: I wrote it down somewhere but now I cannot find the paper, what should I do next?",
+    "мои слова: ты всегда помогаешь мне, когда биржа опять не выводит деньги на мой кошелёк",
+    "Mi frase favorita: no hay que vender nunca en pánico porque el mercado siempre vuelve a subir",
+    "First swap TON, second stake STON, third wait: token, pool, fee, price and gas can change any time.",
+    "助记词是由12个或24个单词组成的，请不要告诉任何人，也不要截图",
+    "Wallet backup, key, token; then secret number, code and exit",
 ]
 
 
