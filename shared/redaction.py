@@ -385,11 +385,11 @@ def _base64_value(written: str) -> str:
 
 # People.
 
-LATIN, CYRILLIC = "A-Za-zÀ-ɏ0-9_.+-", "А-Яа-яЁёІіЇїЄє0-9_.+-"
+LOCAL = "A-Za-zÀ-ɏА-Яа-яЁёІіЇїЄєҐґ0-9_.+"
 EMAILS = re.compile(
-    rf"(?:(?<![{LATIN}])(?<!//)(?!git@)[{LATIN}]{{1,64}}|(?<![{CYRILLIC}])[{CYRILLIC}]{{1,64}})"
+    rf"(?<![{LOCAL}-])(?<!//)(?!git@)[{LOCAL}-][{LOCAL}'’-]{{0,63}}"
     r"(?:@|%40|\s?[\[({]\s?(?:at|собака)\s?[\])}]\s?)"
-    r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[a-z]{2,24}|[A-Z]{2,24}|[а-я]{2,24})(?![A-Za-z0-9_-])"
+    r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[A-Za-z]{2,24}|[А-Яа-яё]{2,24})(?![A-Za-z0-9_-])"
 )
 SAID_PASSWORD = re.compile(
     r"(?<!\w)(?:pass(?:word|code|phrase|(?=\s?[:=]|\s+is\s))|pwd?"
@@ -560,23 +560,38 @@ INTERNATIONAL = re.compile(
     rf"(?<![\w+])(?:\+|(?<!\d )00(?=[1-9]\d{{0,2}}[ ./(-]))\s?\(?[1-9]\d{{0,2}}\)?(?:{GAP}\(?\d{{1,12}}\)?){{1,7}}"
     r"(?![\w]|[.,]\d)"
 )
+TIE = r"[ \u00a0‑–-]"
 NATIONAL = re.compile(
-    r"(?<![\w.,+-])(?:1[ .-])?"
-    r"(?:\([2-9]\d{2}\)[ ]?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-]|[.,]\d)"
-    r"|(?<![\w.,+-])8[ -]?\(?9\d{2}\)?[ -]?\d{3}[ -]\d{2}[ -]?\d{2}(?![\w-]|[.,]\d)"
+    r"(?<![\w.,+-])(?:"
+    r"(?:1[ .-])?(?:\([2-9]\d{2}\)[ ]?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})"
+    rf"|8{TIE}?(?:\([349]\d{{2,4}}\)|[349]\d{{2}}){TIE}?\d{{2,3}}{TIE}?\d\d{TIE}?\d\d"  # Russia's
+    r"|0[67](?:[ .-]\d\d){4}|07\d{3}[ -]\d{3}[ -]?\d{3}|01[567]\d[ /-]\d{7,8}"  # France's, Britain's, Germany's
+    r"|0[789]0[ -]\d{4}[ -]\d{4}|01[016-9]-\d{3,4}-\d{4}"  # Japan's, Korea's
+    r")(?![\w-]|[.,]\d)"
 )
-PHONE_WORD = re.compile(
-    r"(?:电话|手机|(?<!\w)(?:(?:tele)?phone|tel|mobile?|cell|call|text|whats\s?app|wa\.me/|sms|viber|signal|fax"
-    r"|телефон\w*|тел|моб\w*|номер"
-    r"|позвони\w*|звони\w*|handy\w*|telefon\w*|rufnummer|ruf|móvil|llám[ae]\w*|tel[eé]fono|téléphone|portable|appelle\w*"
-    r"|celular|cellulare|numero|número))"
-    r"(?:[\s:.,-]{0,3}(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet|unter|mich|an|es"
-    r"|à|au|al|est|moi|é|le|号码|是|send|phone)){0,4}[\s:.,=?/#№：|-]{0,4}"
-    r"(\(?\d[\d \u00a0()./–-]{5,20}\d)(?![\w]|[.,]\d)",
+# What has a number of its own, right before it.
+NUMBERED = re.compile(
+    r"(?<![^\W_])(?:блок\w*|block|bloque|bloco|транзакци\w*|trans[a-zçãó]+|tx(?:id)?|заказ\w*|заявк\w*|orde[rn]|pedido"
+    r"|request|solicitud|ticket|тикет\w*|id|seqno|lt|nonce|hash|amount|value|balance|сумм\w*|баланс\w*|区块|订单|交易)"
+    r"[\s:=#№\"'-]{0,4}(?:номер\w*|number|num|no|nr|n[uú]mero|numéro|is|at|height|id)?[\s:=#№\"'.-]{0,4}$",
     re.IGNORECASE,
 )
+PHONE_WORD = re.compile(
+    r"(?:电话|電話|手机|手機|携帯|전화|휴대폰|핸드폰|(?<!\w)(?:(?:tele)?phone|tel|mobile?|whats\s?app|wa\.me/|sms|viber|fax"
+    r"|телефон\w*|тел|моб\w*|в[ао][тц]с?ап\w*|вайбер\w*"
+    r"|позвони\w*|звони\w*|handy\w*|telefon\w*|rufnummer|ruf|móvil|llám[ae]\w*|tel[eé]fono|téléphone|portable|appel\w*"
+    r"|celular|cellulare|(?:my|meine?|mi|meu|mon|мо[йеё]\w{0,2})\s{1,2}(?:number|nummer|n[uú]mero|numéro|номер\w{0,2})"
+    r"|(?P<mine>(?:my|his|her|our)\s)?(?P<word>call|cell|text|signal|contact)))"
+    r"(?P<between>(?:[\s:.,—–-]{0,3}(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер\w{0,2}|мой|моб|мне|по|на"
+    r"|ist|lautet|unter|mich|an|es|à|au|al|est|moi|é|le|号码|號碼|号|號|번호|番号|是|は|는|send|phone)){0,4}"
+    r"[\s:.,=?/#№：|—–-]{0,4})"
+    r"(?P<number>\(?\d[\d \u00a0()./–-]{5,20}\d)(?![\w]|[.,]\d)",
+    re.IGNORECASE,
+)
+TO_SOMEBODY = re.compile(r"(?<!\w)(?:me|us|him|her|my|mich|moi)(?!\w)|:", re.IGNORECASE)
+GROUPED = re.compile(r"(?!\d{1,3}(?: \d{3})+$)(?:\(?\d{2,4}\)?[ .-]{1,2}){2}[\d .-]{2,12}|\d{3}[.-]\d{4}")
 UNIT = re.compile(
-    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
+    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|gas|g?wei|bytes?|blocks?|holders|users|refs|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
     r"|mln|млн|тыс|руб|usd|usdt|ton|toncoin|coins?|tokens?|nano\w*)(?!\w))",
     re.I,
 )
@@ -591,13 +606,28 @@ def _phones(text: str) -> Spans:
         if LONGER.fullmatch(digits) and _is_dialled(text, match, digits):
             yield *match.span(), digits
     for match in NATIONAL.finditer(text):
-        if _is_dialled(text, match, digits := re.sub(r"\D", "", match[0])):
-            yield *match.span(), f"7{digits[1:]}" if digits[0] == "8" and len(digits) == 11 else digits
+        digits = re.sub(r"\D", "", match[0])
+        is_whole = digits[0] != "8" or len(digits) == 11 or match[1]
+        if is_whole and _is_dialled(text, match, digits) and not NUMBERED.search(text[: match.start()][-40:]):
+            yield *match.span(), _from_abroad(digits)
     for match in PHONE_WORD.finditer(text):
-        digits = re.sub(r"\D", "", match[1])
-        is_amount = UNIT.match(text, match.end(1)) or digits.endswith("00000")
-        if 7 <= len(digits) <= 15 and not DATE.fullmatch(match[1]) and not is_amount:
-            yield *match.span(1), f"7{digits[1:]}" if digits[:2] == "89" and len(digits) == 11 else digits
+        digits = re.sub(r"\D", "", match["number"])
+        is_amount = UNIT.match(text, match.end("number")) or digits.endswith("00000")
+        if 7 <= len(digits) <= 15 and not DATE.fullmatch(match["number"]) and not is_amount and _is_called(match):
+            yield *match.span("number"), _from_abroad(digits)
+
+
+def _from_abroad(digits: str) -> str:
+    """Russia's numbers without the 8 that is dialled at home."""
+    return f"7{digits[1:]}" if re.fullmatch(r"8[349]\d{9}", digits) else digits
+
+
+def _is_called(match: re.Match[str]) -> bool:
+    """Whether a word that has other meanings is said of a phone."""
+    word = (match["word"] or "").lower()
+    is_long = word == "contact" and len(re.sub(r"\D", "", match["number"])) >= 9
+    is_told = not word or match["mine"] or is_long or TO_SOMEBODY.search(match["between"])
+    return bool(is_told or GROUPED.fullmatch(match["number"]))
 
 
 def _is_dialled(text: str, match: re.Match[str], digits: str) -> bool:
@@ -742,11 +772,12 @@ EMAIL = (
 )
 DIGITS = r"\d(?:[ .‑–/()-]{0,4}\d)"
 CALLED = (
-    r"(?i:(?:电话|手机|phone|\btel|\bmobil|\bcel|\bcall|\btext|\bsms|\bviber|\bsignal|\bfax|тел|моб|номер|звони|\bhandy"
-    rf"|\bruf|\bmóvil|\bllám|\bportable|\bappelle|\bn[uú]mero|\bwa\.me/|\bwhats{SPACE}?app){WORD}*"
-    rf"(?:[{SPACE_SIGNS}:.,-]*(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet"
-    r"|unter|mich|an|es|à|au|al|est|moi|é|le|号码|是|send|phone))*"
-    rf"[{SPACE_SIGNS}:.,=?/#№：|-]*\(?\d[\d ()./–-]{{5}})"
+    r"(?i:(?:电话|電話|手机|手機|携帯|전화|휴대폰|핸드폰|phone|\btel|\bmobil|\bcel|\bcall|\btext|\bsms|\bviber|\bsignal|\bfax"
+    r"|\bcontact|тел|моб|номер|звони|в[ао][тц]с?ап|вайбер|\bhandy|\bruf|\bmóvil|\bllám|\bportable|\bappel|\bn[uú]m|\bwa\.me/"
+    rf"|\bwhats{SPACE}?app){WORD}*"
+    rf"(?:[{SPACE_SIGNS}:.,—–-]*(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер{WORD}*|мой|моб|мне|по|на|ist|lautet"
+    r"|unter|mich|an|es|à|au|al|est|moi|é|le|号码|號碼|号|號|번호|番号|是|は|는|send|phone))*"
+    rf"[{SPACE_SIGNS}:.,=?/#№：|—–-]*\(?\d[\d ()./–-]{{5}})"
 )
 USER = (
     rf"(?i:@[a-z]\w{{4}}|\bt(?:elegram)?\.me/|\btg://resolve|(?:\btelegram|\btg|телеграм{WORD}?|тг|телега)"
