@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from typing import Literal, NamedTuple, get_args
 
 from shared import grounding, guards
@@ -90,9 +91,8 @@ class Redactor:
         findings, blanked = _find(shown, self.is_thorough)
         for found in findings:
             if found.kind == "NAME":
-                written = shown[found.start : found.end]
-                self.names.setdefault(written, found.value)
-                self.names.setdefault(written.split()[0], found.value)
+                for written in _spellings(shown[found.start : found.end]):
+                    self.names.setdefault(written, found.value)
         findings += _find_names(blanked, self.names)
         return [
             Finding(places[found.start], places[found.end - 1] + 1, found.kind, found.value)
@@ -385,9 +385,9 @@ def _base64_value(written: str) -> str:
 
 # People.
 
-LOCAL = "A-Za-zÀ-ɏА-Яа-яЁёІіЇїЄєҐґ0-9_.+"
+LOCAL_PART = "A-Za-zÀ-ɏА-Яа-яЁёІіЇїЄєҐґ0-9_.+"
 EMAILS = re.compile(
-    rf"(?<![{LOCAL}-])(?<!//)(?!git@)[{LOCAL}-][{LOCAL}'’-]{{0,63}}"
+    rf"(?<![{LOCAL_PART}-])(?<!//)(?!git@)[{LOCAL_PART}-][{LOCAL_PART}'’-]{{0,63}}"
     r"(?:@|%40|\s?[\[({]\s?(?:at|собака)\s?[\])}]\s?)"
     r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[A-Za-z]{2,24}|[А-Яа-яё]{2,24})(?![A-Za-z0-9_-])"
 )
@@ -686,18 +686,27 @@ CAPITALISED = (
 )
 FULL_NAME = (
     rf"{CAPITALISED}(?:[ ](?:(?:de|del|la|van|von|der|da|dos|di|bin|al)[ ]){{0,2}}{CAPITALISED}"
-    r"|[ ](?-i:[A-ZА-Я])\.){0,2}"
+    r"|[ ](?-i:[A-ZА-Я])\.){0,4}"
+)
+SURNAMES = (
+    "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎余潘杜戴夏钟"
+    "汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文張劉陳楊趙黃吳孫馬羅鄭謝"
 )
 SAID_NAME = re.compile(
     r"(?<!\w)(?:my (?:full |real |legal |first )?name(?:\s+is|['’]s)|i(?:['’]| a)m called"
     r"|меня (?:зовут|звать)|мо[её] имя(?:\s+[—–-])?"
     r"|мене звати|ich hei(?:ß|ss)e|mein name ist|je m['’]appelle|mon nom est|me llamo|mi nombre es|mi chiamo"
     r"|(?:o )?meu nome é|eu me chamo|nazywam się|mam na imię|benim adım|(?:full )?name on (?:the )?(?:card|account):"
-    r"|(?:full|first|last|legal) name:|фио:)"
-    rf"[ ]({FULL_NAME})(?!\w)",
+    r"|(?:card|account) ?holder(?:['’]s)?(?: name)?:|(?:(?P<full>full)|first|last|legal) name:|фио:)"
+    rf"[ ](?P<name>{FULL_NAME})(?!\w)"
+    rf"|(?:我叫|我的名字(?:是|叫))[ ]?([{SURNAMES}][\u4e00-\u9fff]{{1,2}})(?=[我是来住今想请在，,。.!！\s]|$)",
     re.IGNORECASE,
 )
-SAID_NAME_LOWER = re.compile(r"(?<!\w)меня зовут (?!как|не |в |на )([а-яё]{3,15})(?=\s*(?:[,.!)\n]|и |$))", re.I)
+SAID_NAME_LOWER = re.compile(
+    r"(?<!\w)(?:my name(?:\s+is|['’]s)|меня зовут|me llamo|je m['’]appelle|ich hei(?:ß|ss)e)"
+    r"[ ]((?:[^\W\d_]{1,15}(?:[ ](?=[^\W\d_])|(?!\w))){1,4})(?P<ends>\s*(?:[,.!)\n]|$))?",
+    re.IGNORECASE,
+)
 SIGNATURE = re.compile(
     r"(?:(?<=\n)|^)[ \t]{0,4}(?:(?:best|kind|warm|many)?[ ]?(?:regards|wishes|greetings)|sincerely(?: yours)?"
     r"|yours (?:sincerely|truly|faithfully)|cheers|thanks|thank you|many thanks|с уважением|спасибо"
@@ -709,20 +718,87 @@ SIGNATURE = re.compile(
     rf",?[ ]({FULL_NAME})(?=[ \t.]{{0,3}}(?:\n|$))",
     re.IGNORECASE,
 )
-NO_NAMES = frozenset(re.findall(r"\w+", "not on in the required ton team support your here missing "))
+NO_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        "not on in the required ton toncoin notcoin tether bitcoin ethereum team support your here missing ",
+    )
+)
+# What a sentence goes on with after a name, and what it says of one; a name without capitals is none of these.
+AFTER_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        "and but can from help how i im my please pls what why where и из как мне мой моя не нужна нужен помогите "
+        "помоги пожалуйста потерял почему привет у хочу что я y de et und aber",
+    )
+)
+NO_LOWER_NAMES = NO_NAMES | frozenset(
+    re.findall(
+        r"\w+",
+        "a an are as at being by cannot correct different even everywhere for gone has hidden incorrect invalid is it "
+        "known long nowhere of only or private public really same so still taken there this to too unknown visible "
+        "which who with wrong written а в вы где на но по с так тут это el la lo un una como no pero qué pas comme "
+        "nicht wie",
+    )
+)
+PARTICIPLE = re.compile(r"\w+(?:[bcdfgiklnprstvwz]ed|rmed|ing)")
+PERSONAL = re.compile(
+    r"e-?mail|phone|\btel|passport|birth|\bdob\b|national|iban|surname|card|account|паспорт|телефон", re.I
+)
+OF_TOKEN = re.compile(r"symbol|ticker|token|coin|supply|decimals|jetton|crypto|blockchain|protocol|wrapped|usd", re.I)
+NEAR_CHARACTERS = 120
+# Names that are words as well, which are no names elsewhere.
+WORDS_TOO = frozenset(
+    re.findall(
+        r"\w+",
+        "will may price mark bill grace hope rich chase art max ton sol june april august joy faith dawn rose iris "
+        "lily jack frank grant drew pat rob sue bob gene guy dean earl miles chip dash penny cash coin gold silver "
+        "gram case major young long short white black green brown gray king banks bond day stone park wood woods "
+        "field rice cook best good power swift block chain page bush ford lane love star sky summer winter noble "
+        "sharp small little man вера надежда любовь роман лев слава мир роза майя марк волк luz paz cruz rosa mar "
+        "rico ángel dolores león wolf lang klein groß stark ernst frei kaiser könig sommer blanc petit",
+    )
+)
 
 
 def _names(text: str) -> Spans:
-    for pattern in (SAID_NAME, SAID_NAME_LOWER, SIGNATURE):
+    for pattern in (SAID_NAME, SIGNATURE):
         for match in pattern.finditer(text):
             group = match.lastindex or 1
             name = match[group]
-            if not NO_NAMES & set(name.lower().split()):
+            if not NO_NAMES & set(name.lower().split()) and (pattern is SIGNATURE or _is_persons(text, match)):
                 yield *match.span(group), name.casefold()
+    for match in SAID_NAME_LOWER.finditer(text):
+        if name := _name_without_capitals(match[1].split(), match["ends"] is not None):
+            yield match.start(1), match.start(1) + len(name), name
 
 
-NAME_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-NAME_WORDS = 7  # of FULL_NAME, at most
+def _is_persons(text: str, match: re.Match[str]) -> bool:
+    """Whether a full name is not a token's."""
+    near = text[max(0, match.start() - NEAR_CHARACTERS) : match.end() + NEAR_CHARACTERS]
+    return not match["full"] or bool(PERSONAL.search(near) or (" " in match["name"] and not OF_TOKEN.search(near)))
+
+
+def _name_without_capitals(words: list[str], is_end: bool) -> str:
+    """The name that the words begin with, where the sentence ends or goes on after it as after a name."""
+    name = list(takewhile(lambda word: word not in AFTER_NAMES, words))
+    ends = is_end or len(name) < len(words)
+    are_names = all(word.islower() and word not in NO_LOWER_NAMES and not PARTICIPLE.fullmatch(word) for word in name)
+    return " ".join(name) if ends and are_names and len(name) <= 3 else ""
+
+
+def _spellings(name: str) -> set[str]:
+    """How a name may be written elsewhere: whole, its first and its last word, also with capitals."""
+    words = name.split()
+    ends = {word for word in (words[0], words[-1]) if word.casefold() not in WORDS_TOO}
+    whole = {name} if len(words) > 1 else set()
+    return {
+        spelling for written in whole | ends for spelling in (written, written.title() if name.islower() else written)
+    }
+
+
+NAME_WORD = re.compile(r"\w+(?:(?!['’]s\b)['’-]\w+)*")
+NAME_WORDS = 13  # of FULL_NAME, at most
 
 
 def _find_names(text: str, names: dict[str, str]) -> list[Finding]:
@@ -786,7 +862,8 @@ USER = (
 NAME = (
     r"(?i:\bmy (?:full |real |legal |first )?name|\bi(?:['’]| a)m called|меня (?:зовут|звать)|мо[её] имя|мене звати"
     r"|\bich hei(?:ß|ss)e|\bmein name|\bje m['’]appelle|\bmon nom|\bme llamo|\bmi nombre|\bmi chiamo|\bmeu nome"
-    r"|\beu me chamo|\bnazywam|\bmam na imi|\bbenim ad|\bname on |\b(?:full|first|last|legal) name:|фио:)"
+    r"|\beu me chamo|\bnazywam|\bmam na imi|\bbenim ad|\bname on |\b(?:full|first|last|legal) name:|фио:"
+    r"|\b(?:card|account) ?holder|我叫|我的名字)"
 )
 SIGNED = (
     r"(?i:(?:regards|wishes|greetings|sincerely|yours|faithfully|truly|cheers|thanks|thank you|уважением|спасибо|grüßen"

@@ -451,6 +451,21 @@ PEOPLE = [
     "номер телефона: ⟦PHONE:9161234567⟧",
     "cell: ⟦PHONE:4155552671⟧, or text me at ⟦PHONE:4155552672⟧",
     "call ⟦PHONE:415-555-2671⟧",
+    "My name is ⟦NAME:Ivan Petrov⟧. Mr ⟦NAME:Petrov⟧'s transfer failed, ⟦NAME:Petrov⟧ again",
+    "Me llamo ⟦NAME:José Luis García López⟧ y tengo USDT",
+    "my name is ⟦NAME:john smith⟧",
+    "hi, my name is ⟦NAME:john smith⟧ and I lost 5 TON. ⟦NAME:John⟧ again",
+    "my name is ⟦NAME:ahmed⟧, please help",
+    "Меня зовут ⟦NAME:иван петров⟧",
+    "меня зовут ⟦NAME:иван петров⟧ помогите вывести",
+    "我叫⟦NAME:王伟⟧",
+    "我的名字是⟦NAME:李小龙⟧，请帮忙",
+    "cardholder: ⟦NAME:John Smith⟧",
+    "Account holder name: ⟦NAME:JANE ROE⟧, card lost",
+    "Full name: ⟦NAME:Ivan Petrov⟧",
+    "Full name: ⟦NAME:Madonna⟧, passport lost",
+    "My name is ⟦NAME:Will⟧. It is stuck. Will it work?",
+    "My name is ⟦NAME:Mark Price⟧. Price of TON? ⟦NAME:Mark Price⟧ asks to mark it",
 ]
 
 CLEAN = [
@@ -537,6 +552,14 @@ CLEAN = [
     "block 89991234567, lt: 89991234567, amount=89991234567, заказ 89991234567",
     "89991234567 nanotons, 89 991 234 567 RUB, 84951234567 TON, 83412345678 gas",
     '{"value": "89991234567", "id": 83991234567}',
+    "Full name: Toncoin\nSymbol: TON. Toncoin is the native coin, Toncoin again",
+    "Full name: Notcoin. Notcoin is a game; Full name: Tether USD, its symbol is USDT",
+    "my name is not shown; my name is wrong in the app; my name is still wrong. my name is verified, it says",
+    "my name is connected with the wallet, my name is being used by somebody else",
+    "меня зовут на работу, меня зовут в чат",
+    "我叫外卖，我叫你去",
+    "Cardholder Verification Method; account holder: you",
+    "Je m'appelle comment? Me llamo la atención que no funcione",
 ]
 
 

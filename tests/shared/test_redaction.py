@@ -104,6 +104,8 @@ def test_redacting_again_changes_nothing() -> None:
         ("pay to DE89 3704 0044 0532 0130 00 NOW", "pay to <IBAN_1> NOW"),
         ("card 4242 4242 4242 4242.", "card <CARD_1>."),
         ("My name is Jane Roe. Jane pays.", "My name is <NAME_1>. <NAME_1> pays."),
+        ("My name is Jane Roe. Jane's and Roe's", "My name is <NAME_1>. <NAME_1>'s and <NAME_1>'s"),
+        ("My name is Will May. May it? Will it? Will May", "My name is <NAME_1>. May it? Will it? <NAME_1>"),
         ("Jane Roe-Li! Thanks, Jane. My name is Jane Roe-Li", "<NAME_1>! Thanks, <NAME_1>. My name is <NAME_1>"),
         ("call me at +49 (0)151 2345-6789!", "call me at <PHONE_1>!"),
         ("postgres://app:pa55w0rd@db.example.com/x", "postgres://app:<PASSWORD_1>@db.example.com/x"),
