@@ -271,27 +271,42 @@ API_KEYS = re.compile(
     r"|gsk_[0-9A-Za-z]{40,60}|rpa_[0-9A-Za-z]{30,60}|npm_[0-9A-Za-z]{36}|SG\.[\w-]{20,24}\.[\w-]{40,46}"
     r"|dop_v1_[0-9a-f]{64}|tgp_v1_[\w-]{30,60})|(?<!\d)\d{8,10}:[A-Za-z][\w-]{34}(?![\w-])"
     r"|hooks\.slack\.com/services/T\w{6,12}/B\w{6,12}/\w{20,30}"
+    r"|discord(?:app)?\.com/api/webhooks/\d{15,22}/[\w-]{40,90}"
+    r"|(?:infura\.io|alchemy(?:api)?\.(?:com|io)|quiknode\.pro)/(?:(?:ws|nft|v\d)/){0,3}[\w-]{20,64}"
 )
 NAMED_KEYS = re.compile(
-    r"(?:api[_ -]?key|api[_ -]?token|access[_ -]?key(?:[_ -]?id)?|access[_ -]?token|auth[_ -]?token|client[_ -]?secret"
-    r"|secret[_ -]?(?:access[_ -]?)?key|secret|token|bearer|ключ api|api[- ]ключ)"
-    r"(?:[\"']?\s{0,3}(?:[:=]|=>|is)\s{0,3}|\s)[\"'`]?(?:bearer )?([\w+/=.~-]{16,512})",
+    r"(?P<name>api[_ -]?(?:key|token)|access[_ -]?key(?:[_ -]?id)?|(?:access|auth)[_ -]?token|client[_ -]?secret"
+    r"|secret[_ -]?(?:access[_ -]?)?key|secret|token|bearer|my key|(?:api|апи)[ -]?(?:ключ|schlüssel|密钥|密鑰|키)"
+    r"|密钥|密鑰|ключ (?:api|апи)|(?:секретн|приватн|закрыт)\w+ ключ|мой ключ|(?:clave|chave)(?: de)? api"
+    r"|clé(?: d['’])? ?api)(?P<said>[\"']?\s{0,3}(?:[:=—–]|=>|is|это|ist|est?|é|是)\s{0,3}|\s)[\"'`]?(?:bearer )?"
+    r"(?P<key>[\w+/=.~-]{16,512})",
     re.IGNORECASE,
 )
+BASIC = re.compile(r"authorization[\"']?\s{0,3}[:=]\s{0,3}[\"'`]?basic\s{1,3}([0-9A-Za-z+/=_-]{8,512})", re.IGNORECASE)
 KEY_BITS = 3.0  # of chance a character, at least: words of a language in a row have fewer kinds of sign
 NO_KEYS = re.compile(  # UUIDs, sites, names in a program
     r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[\w-]+\.[a-z]{2,4}(?:/\S*)?|[a-z_]+(?:\.[a-z0-9_]+)+"
     r"|(?:process\.env|import\.meta\.env|os\.environ|Deno\.env|settings|config|env|self)\.[\w.]+"
 )
-JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
+SLUG = re.compile(r"(?:v?\d{1,4}|[A-Za-z]{1,24}\d{0,2})(?:[_/.-](?:v?\d{1,4}|[A-Za-z]{1,24}\d{0,2}))+")
+LINE_END = r"[ \t>|]{0,4}\r?\n[ \t>|]{0,8}"
+JWTS = re.compile(
+    rf"(?<![\w-])eyJ(?=[\w-]{{4}})(?:[\w-]+{LINE_END}){{0,20}}[\w-]+\.(?:{LINE_END})?"
+    rf"eyJ[\w-]{{10,}}(?:{LINE_END}[\w-]{{16,}}){{0,60}}(?:(?:{LINE_END}[\w-]+)?\.(?:{LINE_END})?"
+    rf"[\w-]+(?:{LINE_END}[\w-]{{16,}}){{0,20}})?"
+)
 
 
 def _named_api_keys(text: str) -> Spans:
     for match in NAMED_KEYS.finditer(text):
-        key = match[1].rstrip(".")
+        key = match["key"].rstrip(".")
+        is_slug = SLUG.fullmatch(key) and (match["said"].isspace() or match["name"].lower() == "token")
         least = KEY_BITS if re.search(r"\d", key) else KEY_BITS + 1
-        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key):
-            yield match.start(1), match.start(1) + len(key), key
+        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key) and not is_slug:
+            yield match.start("key"), match.start("key") + len(key), key
+    for match in BASIC.finditer(text):
+        if b":" in _decoded(match[1]):
+            yield *match.span(1), match[1]
 
 
 def _bits(text: str) -> float:
@@ -303,6 +318,10 @@ def _bits(text: str) -> float:
 
 FRIENDLY = re.compile(r"(?=([EUk0][Qf][\w+/-]{46}))", re.ASCII)
 CUT_FRIENDLY = re.compile(r"(?<![0-9A-Za-z])[EU]Q(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{18,60}", re.ASCII)
+BROKEN_FRIENDLY = re.compile(  # by spaces or a line's end
+    r"(?<![\w+/-])(?=([EUk0]Q[\w+/-]{0,45}(?:[\s\u00a0]{1,8}[\w+/-]{8,48}){1,3}))", re.ASCII
+)
+EXTENDED_PUBLIC_KEYS = re.compile(rf"(?<![0-9A-Za-z])[xyztuvYZUV]pub[{BASE58}]{{100,112}}(?![0-9A-Za-z])")
 BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and commits of git are
     r"(?:wallet|address|\bevm|\beth|ethereum|metamask|адрес\w{0,3}|кошел\w{1,5}|adresse|dirección)(?:\s+is)?[\s:=/-]{1,3}"
     r"([0-9a-fA-F]{40})(?![0-9A-Za-z])",
@@ -320,6 +339,7 @@ BASE64_HASHES = re.compile(
     r"|(?:(?<=/tx/)|(?<=/transaction/)|(?<=hash: ))[\w+-]{43}(?![\w=])",
     re.ASCII,
 )
+SAID_HASHES = re.compile(r"(?<![\w+/=-])[\w+/-]{43}(?![\w+/=-])", re.ASCII)
 SIGNATURES = re.compile(rf"(?<![0-9A-Za-z])[{BASE58}]{{86,88}}(?![0-9A-Za-z])")
 
 
@@ -329,6 +349,14 @@ def _ton_addresses(text: str) -> Spans:
         account = grounding.ton_account(match[1])
         if ":" in account and not NOBODY.fullmatch(account):
             yield match.start(), match.end(1), account
+
+
+def _broken_addresses(text: str) -> Spans:
+    for match in BROKEN_FRIENDLY.finditer(text):
+        signs = [place for place in range(*match.span(1)) if not text[place].isspace()][:48]
+        account = grounding.ton_account("".join(text[place] for place in signs))
+        if ":" in account and not NOBODY.fullmatch(account):
+            yield match.start(), signs[-1] + 1, account
 
 
 def _addresses(text: str) -> Spans:
@@ -370,17 +398,28 @@ def _hashes(text: str) -> Spans:
 
 
 def _base64_hashes(text: str) -> Spans:
-    for match in BASE64_HASHES.finditer(text):
+    said = (
+        match
+        for match in SAID_HASHES.finditer(text)
+        if HASH_SAID.search(text[max(0, match.start() - 30) : match.start()])
+    )
+    for match in (*BASE64_HASHES.finditer(text), *said):
         written = re.sub("%2b", "+", re.sub("%2f", "/", match[0], flags=re.I), flags=re.I)[:43]
         if all(re.search(signs, written) for signs in ("[a-z]", "[A-Z]", r"\d")):
             yield *match.span(), _base64_value(written)
 
 
 def _base64_value(written: str) -> str:
+    return _decoded(written).hex() or written
+
+
+def _decoded(written: str) -> bytes:
+    """What base64 means, in either of its alphabets; nothing where it is none."""
+    bare = written.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(written.replace("-", "+").replace("_", "/") + "=").hex()
+        return base64.b64decode(bare + "=" * (-len(bare) % 4))
     except binascii.Error:
-        return written
+        return b""
 
 
 # People.
@@ -830,11 +869,19 @@ ALPHANUMERICS, FRIENDLY_START = (
 KEY_PREFIX = (
     r"(?:sk-|sb_secret_|sbp_|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|[srp]k_(?:live|test)_|whsec_|AIza|ya29\.|xapp-|hf_"
     rf"|r8_|gsk_|rpa_|npm_|SG\.|dop_v1_|tgp_v1_|\d{{8}}:)(?:{WORD}|[+/=-]){{16}}"
-    r"|xox[abeoprs]-[0-9A-Za-z-]{10}|hooks\.slack\.com/services/"
+    r"|xox[abeoprs]-[0-9A-Za-z-]{10}|hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/"
+    r"|(?:infura\.io|alchemy(?:api)?\.(?:com|io)|quiknode\.pro)/"
 )
 NAMED_KEY = (
-    r"(?i:(?:key(?:[_ -]?id)?|token|secret|bearer|api|ключ)"
-    rf"[\"']?{SPACE}{{0,3}}(?:[:=]|=>|is)?{SPACE}{{0,3}}[\"'`]?(?:bearer )?(?:{WORD}|[+/=.~-]){{16}})"
+    r"(?i:(?:key(?:[_ -]?id)?|token|secret|bearer|api|апи|ключ|schlüssel|密钥|密鑰|키)"
+    rf"[\"']?{SPACE}{{0,3}}(?:[:=—–]|=>|is|это|ist|est?|é|是)?{SPACE}{{0,3}}[\"'`]?(?:bearer )?"
+    rf"(?:{WORD}|[+/=.~-]){{16}})"
+)
+BASIC_KEY = rf"(?i:authorization[\"']?{SPACE}{{0,3}}[:=]{SPACE}{{0,3}}[\"'`]?basic{SPACE})"
+BROKEN_START = rf"[EUk0]Q[\w+/-]*{SPACE}{{1,8}}[\w+/-]{{8}}"
+SAID_HASH = (
+    rf"(?i:(?:tx|transaction|txn|hash|signature|транзакци|х[эе]ш|подпись){WORD}*"
+    rf"[{SPACE_SIGNS}:=/#-]*(?:is{SPACE}+)?[\w+/-]{{18}})"
 )
 PASSWORD = (
     r"(?i:(?:\b(?:pass(?:word|code|phrase)?|pwd?|pin(?:[ -]?code)?|passwort|kennwort|contraseña|mot de passe|senha"
@@ -908,8 +955,12 @@ RECOGNISERS = [
     Recogniser("SEED_PHRASE", _cut_phrases, PHRASE_SIGNS),
     Recogniser("JWT", _by_form(JWTS), ("eyJ",)),
     Recogniser("API_KEY", _by_form(API_KEYS), (KEY_PREFIX,)),
+    Recogniser("WALLET", _by_form(EXTENDED_PUBLIC_KEYS), (ALPHANUMERICS,)),
     Recogniser("WALLET", _ton_addresses, (FRIENDLY_START,)),
-    Recogniser("TX_HASH", _base64_hashes, (r"[\w+/%-]{8}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{18}")),
+    Recogniser("WALLET", _broken_addresses, (BROKEN_START,)),
+    Recogniser(
+        "TX_HASH", _base64_hashes, (r"[\w+/%-]{8}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{18}", SAID_HASH)
+    ),
     Recogniser("WALLET", _addresses, ADDRESS_SIGNS),
     Recogniser("TX_HASH", _hashes, (ALPHANUMERICS,)),
     Recogniser("WALLET", _checked_addresses, (ALPHANUMERICS,)),
@@ -917,7 +968,7 @@ RECOGNISERS = [
     Recogniser("WALLET", _hex_addresses, (ALPHANUMERICS,)),
     Recogniser("WALLET", _cut_addresses, (FRIENDLY_START,)),
     Recogniser("WALLET", _by_form(WALLET_NAMES), (r"[0-9a-z]\.(?:ton|eth)",)),
-    Recogniser("API_KEY", _named_api_keys, (NAMED_KEY,)),
+    Recogniser("API_KEY", _named_api_keys, (NAMED_KEY, BASIC_KEY)),
     Recogniser("PASSWORD", _passwords, (PASSWORD, "://[^ /]*:[^ /]*@")),
     Recogniser("EMAIL", _emails, (EMAIL,)),
     Recogniser("IBAN", _ibans, (r"[A-Za-z]{2}\d{2}(?:[ -]?[0-9A-Za-z]){11}",)),

@@ -313,6 +313,7 @@ def examples() -> Iterator[str]:
     yield f"card ⟦CARD:{grouped(card('4'), '-')}⟧ exp 12/29"
     yield from (text.replace("{hash}", chance(32).hex()) for text in CLEAN)
     yield from told_phrases()
+    yield from named_keys()
 
 
 def told_phrases() -> Iterator[str]:
@@ -344,6 +345,39 @@ def told_phrases() -> Iterator[str]:
     for between in " word ", " ", " word is ", " is ":
         told = [f"{ordinal}{between}{word}" for ordinal, word in zip(ordinals, phrase().split(), strict=True)]
         yield f"Look: {ordinals[0]}{between}⟦SEED_PHRASE:{', '.join(told).removeprefix(ordinals[0] + between)}⟧."
+
+
+def named_keys() -> Iterator[str]:
+    """Keys by what is said of them or where they go, and what is broken into lines."""
+    for text in (
+        "секретный ключ: ⟦API_KEY:{}⟧",
+        "ключ апи: ⟦API_KEY:{}⟧, не работает",
+        "мой ключ — ⟦API_KEY:{}⟧",
+        "API-Schlüssel: ⟦API_KEY:{}⟧",
+        "mi clave api: ⟦API_KEY:{}⟧",
+        "Ma clé d'API est ⟦API_KEY:{}⟧",
+        "API密钥：⟦API_KEY:{}⟧",
+        "my key is ⟦API_KEY:{}⟧",
+        "token ⟦API_KEY:{}⟧",
+        "wss://eth.g.⟦API_KEY:alchemy.com/v2/{}⟧",
+        "https://⟦API_KEY:discord.com/api/webhooks/1234567890123456789/{}⟧",
+    ):
+        yield text.format(letters(ALPHANUMERIC, 64))
+    yield f"https://mainnet.⟦API_KEY:infura.io/v3/{chance(16).hex()}⟧ is down"
+    for sign in ("Authorization: Basic ", "-H 'authorization: basic ", '"Authorization": "Basic '):
+        yield f"{sign}⟦API_KEY:{base64.b64encode(b'jane:' + chance(6).hex().encode()).decode()}⟧"
+    for at, between in ((30, "\n"), (60, "\r\n  "), (76, "\n")):
+        token = jwt()
+        yield f"It is ⟦JWT:{token[:at]}{between}{token[at:]}⟧\nThanks"
+    token = jwt()
+    yield f"⟦JWT:{chr(10).join(token[place : place + 32] for place in range(0, len(token) - 16, 32))}⟧\n\nis it valid?"
+    for version, prefix in (("0488b21e", "my xpub"), ("04b24746", "zpub here")):
+        yield f"{prefix}: ⟦WALLET:{base58(bytes.fromhex(version) + chance(74), checked=True)}⟧, see my balance"
+    for said in ("my tx hash is", "hash", "хэш:"):
+        yield f"{said} ⟦TX_HASH:{base64.urlsafe_b64encode(chance(32)).decode().rstrip('=')}⟧, where is it?"
+    for at, between in ((24, " "), (30, "\n"), (12, "\n    ")):
+        address = ton()
+        yield f"Send to ⟦WALLET:{address[:at]}{between}{address[at:]}⟧, please"
 
 
 def letter_for_letter(text: str) -> list[str]:
@@ -560,6 +594,11 @@ CLEAN = [
     "我叫外卖，我叫你去",
     "Cardholder Verification Method; account holder: you",
     "Je m'appelle comment? Me llamo la atención que no funcione",
+    "the LP token TON/USDT-LP-DeDust-v2, token liquid-staking-v2-pool and token jUSDT-TON-stonfi-lp-v1",
+    "token: liquid-staking-v2-pool; Authorization: Basic authentication, Authorization: Basic <credentials>",
+    "see https://docs.infura.io/api/networks and https://www.alchemy.com/docs/get-started",
+    "the transaction hash is internationalization-of-the-explorers-page; REQUIRED something-longer",
+    "EQUITY something-longer is required, UQ something-else-again",
 ]
 
 
