@@ -54,8 +54,10 @@ ANNOUNCED = re.compile(
     rf"|(?:{PHRASE_NAMES})[\W\d_]{{0,9}}{MARKED})[\W\d_]{{0,9}}(?=[^\W\d_])",
     re.IGNORECASE,
 )
-ANY_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u3099\u309a])*")
+LETTER, MARK = r"[^\W\d_]", r"[\u0300-\u036f\u3099\u309a]"
+ANY_WORD = re.compile(rf"{LETTER}(?:{LETTER}|{MARK})*")
 WORD_LETTERS = 12  # at most, of any list's words
+SHORT_WORD = re.compile(rf"{LETTER}(?:{LETTER}|{MARK}){{0,{WORD_LETTERS}}}")  # or the beginning of a longer one
 LISTED_SHARE = 0.7  # of an announced phrase's words, at least
 # A phrase told word by word.
 TOLD = (
@@ -165,7 +167,7 @@ def _words_after(text: str, place: int) -> list[re.Match[str]]:
     """The words in a row that may be a phrase's."""
     words: list[re.Match[str]] = []
     has_conjunction, gap = False, ""
-    for word in ANY_WORD.finditer(text, place):
+    for word in SHORT_WORD.finditer(text, place):
         gap, before = text[place : word.start()], gap
         place = word.end()
         is_border = len(words) in PHRASE_LENGTHS and BORDER.search(gap) and not BORDER.search(before)

@@ -229,7 +229,7 @@ def _is_code(phrase: str) -> bool:
     A phrase's stand evenly, and hardly any word comes twice.
     """
     words = _words_of(phrase).split()
-    few_words = len(set(words)) < 0.6 * len(words)
+    few_words = len(set(words)) < 0.7 * len(words)
     gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.ANY_WORD.split(phrase)[1:-1])
     return (len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()) or (len(gaps) > 1 and few_words)
 

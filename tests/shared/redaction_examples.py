@@ -598,6 +598,7 @@ CLEAN = [
     "token: liquid-staking-v2-pool; Authorization: Basic authentication, Authorization: Basic <credentials>",
     "see https://docs.infura.io/api/networks and https://www.alchemy.com/docs/get-started",
     "the transaction hash is internationalization-of-the-explorers-page; REQUIRED something-longer",
+    "type\nDynamic: home-page\nDynamic: keywords\nDynamic: license\nDynamic: license-file\nDynamic: project-url",
     "EQUITY something-longer is required, UQ something-else-again",
 ]
 

@@ -204,6 +204,7 @@ def test_nothing_hides_an_address(written: str) -> None:
             "DE11 ",
         ),
         *("my name is Al ", "Regards,\n", "-----BEGIN PRIVATE KEY-----", "/tx/", f"{HASH} private key "),
+        *("助记词是", "my seed phrase: abaco ", "eyJaaaa\n", "EQaaaaaaaa ", "8 ", "my name is john, ", "token a-"),
     ],
 )
 def test_no_text_takes_long(unit: str) -> None:
