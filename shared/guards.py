@@ -50,7 +50,8 @@ PERSONAL_NAMES = r"(?:seed|phrase|words|frase|mots|palabras|palavras|wörter|par
 SAYING = "is|are|это|ist|sind|es|son|est|sont|sono|é|são"
 MARKED = "[:=—–\"'«“`\n是]"
 ANNOUNCED = re.compile(
-    rf"(?:(?P<mine>(?<!\w){MINE}(?:{PHRASE_NAMES}|{PERSONAL_NAMES})(?:[\W\d_]{{0,9}}{MARKED}|\s{{1,3}}(?:{SAYING})(?!\w)))"
+    r"(?:(?<![^\W\d_])|(?=[助种種恢シリ시복]))(?:"
+    rf"(?P<mine>{MINE}(?:{PHRASE_NAMES}|{PERSONAL_NAMES})(?:[\W\d_]{{0,9}}{MARKED}|\s{{1,3}}(?:{SAYING})(?!\w)))"
     rf"|(?:{PHRASE_NAMES})[\W\d_]{{0,9}}{MARKED})[\W\d_]{{0,9}}(?=[^\W\d_])",
     re.IGNORECASE,
 )

@@ -881,7 +881,7 @@ BASIC_KEY = rf"(?i:authorization[\"']?{SPACE}{{0,3}}[:=]{SPACE}{{0,3}}[\"'`]?bas
 BROKEN_START = rf"[EUk0]Q[\w+/-]*{SPACE}{{1,8}}[\w+/-]{{8}}"
 SAID_HASH = (
     rf"(?i:(?:tx|transaction|txn|hash|signature|транзакци|х[эе]ш|подпись){WORD}*"
-    rf"[{SPACE_SIGNS}:=/#-]*(?:is{SPACE}+)?[\w+/-]{{18}})"
+    rf"[{SPACE_SIGNS}:=/#-]*(?:is{SPACE}+)?[\w+/-]{{43}}(?:[^\w+/=-]|\z))"
 )
 PASSWORD = (
     r"(?i:(?:\b(?:pass(?:word|code|phrase)?|pwd?|pin(?:[ -]?code)?|passwort|kennwort|contraseña|mot de passe|senha"
@@ -955,7 +955,7 @@ RECOGNISERS = [
     Recogniser("SEED_PHRASE", _cut_phrases, PHRASE_SIGNS),
     Recogniser("JWT", _by_form(JWTS), ("eyJ",)),
     Recogniser("API_KEY", _by_form(API_KEYS), (KEY_PREFIX,)),
-    Recogniser("WALLET", _by_form(EXTENDED_PUBLIC_KEYS), (ALPHANUMERICS,)),
+    Recogniser("WALLET", _by_form(EXTENDED_PUBLIC_KEYS), ("[xyztuvYZUV]pub[0-9A-Za-z]{18}",)),
     Recogniser("WALLET", _ton_addresses, (FRIENDLY_START,)),
     Recogniser("WALLET", _broken_addresses, (BROKEN_START,)),
     Recogniser(
