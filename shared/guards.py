@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from mnemonic import Mnemonic
 
@@ -99,7 +99,7 @@ NEAR_CHARACTERS = 80
 def refuse_secrets(message: str) -> None:
     """Raises `SecretInMessage` for a message that holds a seed phrase or a private key."""
     message = unnumbered(unmasked(visible(message)))
-    if any(phrases(message)) or any(_foreign_phrases(message)) or any(private_keys(message)):
+    if any(phrases(message)) or _has_foreign_phrase(message) or any(private_keys(message)):
         raise SecretInMessage(
             "This looks like a seed phrase or a private key. It was neither kept nor sent on. Never paste it anywhere:"
             " whoever has it has the wallet. If anybody may have seen it, move the funds to a new one."
@@ -191,19 +191,22 @@ def _is_even(text: str, words: list[re.Match[str]]) -> bool:
     return min(max(plain.values()), max(cases.values())) >= 0.75 * len(gaps)
 
 
-def _foreign_phrases(text: str) -> Iterator[tuple[int, int]]:
-    """Twelve words in a row of a list in another language."""
-    words = list(ANY_WORD.finditer(text))
-    if len(words) < PHRASE_WORDS:
-        return
-    plain = [_plain(word[0]) for word in words]
-    for listed in word_lists():
-        first = 0
-        for place, word in enumerate(plain):
-            if word not in listed or (place and words[place].start() - words[place - 1].end() > GAP_CHARACTERS):
-                first = place + (word not in listed)
-            elif place + 1 - first == PHRASE_WORDS:
-                yield words[first].start(), words[place].end()
+def _has_foreign_phrase(text: str) -> bool:
+    """Whether twelve words in a row are of a list in another language; the lists are read only where it may be."""
+    run: list[re.Match[str]] = []
+    runs = [run]
+    for word in ANY_WORD.finditer(text):
+        is_of_sentence = word[0].lower() in SENTENCES
+        if is_of_sentence or (run and word.start() - run[-1].end() > GAP_CHARACTERS):
+            runs.append(run := [])
+        if not is_of_sentence:
+            run.append(word)
+    return any(
+        is_listed and len(list(row)) >= PHRASE_WORDS
+        for run in runs
+        if len(run) >= PHRASE_WORDS
+        for is_listed, row in groupby(_best_list(run))
+    )
 
 
 def listed_words(text: str) -> Iterator[tuple[int, int, int]]:
