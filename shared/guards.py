@@ -32,7 +32,7 @@ SENTENCES = frozenset(
         "o os um uma em não meu minha da di che e non per sono nie na się to jest w z do ve bir bu için і що та є",
     )
 )
-CONJUNCTIONS = {"and", "then", "und", "y", "e", "et", "и"}  # said while a phrase is being told
+CONJUNCTIONS = {"and", "und", "y", "e", "et", "и"}  # said while a phrase is being told
 BORDER = re.compile(r"(?<!\d)[:.!?=()\"«»“”]|\n\s*\n")
 # What announces a phrase: for Python's `re` and for RE2, to which only a letter of ASCII is one.
 MINE = r"(?:my|mi|mis|ma|mes|meine?|minhas?|mia|мо[яиейю]) (?:(?:12|24) )?"
@@ -75,7 +75,8 @@ ORDINAL = re.compile(
 LIKE_LATIN = "АВЕКМНОРСТХаеорсухіј"
 LOOK_ALIKES = str.maketrans(LIKE_LATIN, "ABEKMHOPCTXaeopcyxij")
 MIXED = re.compile(
-    rf"(?<![^\W\d_])(?:[A-Za-z]{{1,19}}[{LIKE_LATIN}]|[{LIKE_LATIN}]{{1,19}}[A-Za-z])[A-Za-z{LIKE_LATIN}]{{0,19}}(?![^\W\d_])"
+    rf"(?<![^\W\d_])(?:[A-Za-z]{{1,19}}[{LIKE_LATIN}]|[{LIKE_LATIN}]{{1,19}}[A-Za-z])"
+    rf"[A-Za-z{LIKE_LATIN}]{{0,19}}(?![^\W\d_])"
 )
 # By their own form: PEM, BIP-32's extended keys, and a Solana key pair as its tools write it.
 KEYS = re.compile(
