@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from typing import Literal, NamedTuple, get_args
 
 from shared import grounding, guards
@@ -90,9 +91,8 @@ class Redactor:
         findings, blanked = _find(shown, self.is_thorough)
         for found in findings:
             if found.kind == "NAME":
-                written = shown[found.start : found.end]
-                self.names.setdefault(written, found.value)
-                self.names.setdefault(written.split()[0], found.value)
+                for written in _spellings(shown[found.start : found.end]):
+                    self.names.setdefault(written, found.value)
         findings += _find_names(blanked, self.names)
         return [
             Finding(places[found.start], places[found.end - 1] + 1, found.kind, found.value)
@@ -163,9 +163,8 @@ def _blanked(text: str, findings: list[Finding]) -> str:
 
 
 # What a reader sees: without invisible characters, wide letters and Cyrillic ones within Latin as what they pass for.
-LOOK_ALIKES = str.maketrans("АВЕКМНОРСТХаеорсухіј", "ABEKMHOPCTXaeopcyxij")
 LONG_MIXED = re.compile(r"[\w+/:-]{20,}")
-AMONG_LATIN = re.compile(r"(?<=[0-9A-Za-z_-])[АВЕКМНОРСТХаеорсухіј]{1,3}(?=[0-9A-Za-z_-])")
+AMONG_LATIN = re.compile(rf"(?<=[0-9A-Za-z_-])[{guards.LIKE_LATIN}]{{1,3}}(?=[0-9A-Za-z_-])")
 UNSEEN = re.compile(rf"{grounding.INVISIBLE.pattern}|[\u034f\u061c\u180e\ufe00-\ufe0f]")
 
 
@@ -183,8 +182,12 @@ def _shown(text: str) -> tuple[str, range | list[int]]:
     if any(chr(code) != character for code, character in plain.items()):
         shown = shown.translate(plain)
     if AMONG_LATIN.search(shown):
-        shown = LONG_MIXED.sub(lambda word: AMONG_LATIN.sub(lambda run: run[0].translate(LOOK_ALIKES), word[0]), shown)
-    return shown, places
+        shown = LONG_MIXED.sub(lambda word: AMONG_LATIN.sub(_in_latin, word[0]), shown)
+    return guards.unmasked(shown), places
+
+
+def _in_latin(look_alikes: re.Match[str]) -> str:
+    return look_alikes[0].translate(guards.LOOK_ALIKES)
 
 
 @lru_cache(maxsize=10_000)
@@ -196,11 +199,12 @@ def _plain(character: str) -> str:
 # Seed phrases and keys.
 
 SAID_PHRASE = re.compile(
-    r"(?:seed|recovery|secret|mnemonic|backup|сид|мнемо\w*|секретн\w+)[\s_-]*(?:phrase|words?|фраз\w|слов\w)?"
+    r"(?:(?P<phrase>seed phrase|сид|мнемо[а-яё]*)|seed|recovery|secret|mnemonic|backup|секретн\w+)"
+    r"[\s_-]*(?:phrase|words?|фраз\w|слов\w)?"
     r"(?:\s+(?:is|are|was|это|ist|es|est))?\s*[:=—-]?[\s\"'«“`]{0,3}$",
     re.IGNORECASE,
 )
-CUT_PHRASE_WORDS = 6
+CUT_PHRASE_WORDS, FEWEST_PHRASE_WORDS = 6, 5
 OTHER_PRIVATE_KEYS = re.compile(
     r"(?<![0-9A-Za-z])(?:nsec1[02-9ac-hj-np-z]{58}|suiprivkey1[02-9ac-hj-np-z]{58}|AGE-SECRET-KEY-1[0-9A-Z]{58}"
     rf"|S[A-Z2-7]{{55}}|edsk[{BASE58}]{{50,94}}|ed25519:[{BASE58}]{{86,88}})(?![0-9A-Za-z])"
@@ -213,35 +217,38 @@ Spans = Iterator[tuple[int, int, str]]
 
 
 def _seed_phrases(text: str) -> Spans:
-    for start, end in guards.phrases(text):
-        if not _is_code(text[start:end]):
-            yield start, end, _words_of(text[start:end])
+    plain = guards.unnumbered(text)
+    for start, end in guards.phrases(plain):
+        if not _is_code(plain[start:end]):
+            yield start, end, _words_of(plain[start:end])
 
 
-def _is_code(words: str) -> bool:
+def _is_code(phrase: str) -> bool:
     """Whether the words are tied by signs of many kinds or come again and again, as names in a program do.
 
     A phrase's stand evenly, and hardly any word comes twice.
     """
-    few_words = len(set(_words_of(words).split())) < 0.6 * len(_words_of(words).split())
-    gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.WORD.split(words)[1:-1])
+    words = _words_of(phrase).split()
+    few_words = len(set(words)) < 0.7 * len(words)
+    gaps = Counter(" ".join(re.sub(r"\d", "", gap).split()) for gap in guards.ANY_WORD.split(phrase)[1:-1])
     return (len(gaps) > 3 and max(gaps.values()) < 0.6 * gaps.total()) or (len(gaps) > 1 and few_words)
 
 
 def _cut_phrases(text: str) -> Spans:
     """Fewer words than a phrase has, where a phrase is announced."""
     for start, end, count in guards.listed_words(text):
-        if count < CUT_PHRASE_WORDS:
+        if count < FEWEST_PHRASE_WORDS:
             continue
         words = list(guards.WORD.finditer(text, start, end))
-        for word in reversed(words[: count - CUT_PHRASE_WORDS + 1][:4]):
-            if SAID_PHRASE.search(text[max(0, word.start() - 50) : word.start()]):
+        for place, word in reversed(list(enumerate(words[: count - FEWEST_PHRASE_WORDS + 1][:4]))):
+            said = SAID_PHRASE.search(text[max(0, word.start() - 50) : word.start()])
+            if said and (said["phrase"] or count - place >= CUT_PHRASE_WORDS):
                 yield word.start(), end, _words_of(text[word.start() : end])
                 break
 
 
 def _words_of(phrase: str) -> str:
-    return " ".join(guards.WORD.findall(phrase)).lower()
+    return " ".join(guards.ANY_WORD.findall(phrase)).lower()
 
 
 def _private_keys(text: str) -> Spans:
@@ -264,27 +271,42 @@ API_KEYS = re.compile(
     r"|gsk_[0-9A-Za-z]{40,60}|rpa_[0-9A-Za-z]{30,60}|npm_[0-9A-Za-z]{36}|SG\.[\w-]{20,24}\.[\w-]{40,46}"
     r"|dop_v1_[0-9a-f]{64}|tgp_v1_[\w-]{30,60})|(?<!\d)\d{8,10}:[A-Za-z][\w-]{34}(?![\w-])"
     r"|hooks\.slack\.com/services/T\w{6,12}/B\w{6,12}/\w{20,30}"
+    r"|discord(?:app)?\.com/api/webhooks/\d{15,22}/[\w-]{40,90}"
+    r"|(?:infura\.io|alchemy(?:api)?\.(?:com|io)|quiknode\.pro)/(?:(?:ws|nft|v\d)/){0,3}[\w-]{20,64}"
 )
 NAMED_KEYS = re.compile(
-    r"(?:api[_ -]?key|api[_ -]?token|access[_ -]?key(?:[_ -]?id)?|access[_ -]?token|auth[_ -]?token|client[_ -]?secret"
-    r"|secret[_ -]?(?:access[_ -]?)?key|secret|token|bearer|ключ api|api[- ]ключ)"
-    r"(?:[\"']?\s{0,3}(?:[:=]|=>|is)\s{0,3}|\s)[\"'`]?(?:bearer )?([\w+/=.~-]{16,512})",
+    r"(?P<name>api[_ -]?(?:key|token)|access[_ -]?key(?:[_ -]?id)?|(?:access|auth)[_ -]?token|client[_ -]?secret"
+    r"|secret[_ -]?(?:access[_ -]?)?key|secret|token|bearer|my key|(?:api|апи)[ -]?(?:ключ|schlüssel|密钥|密鑰|키)"
+    r"|密钥|密鑰|ключ (?:api|апи)|(?:секретн|приватн|закрыт)\w+ ключ|мой ключ|(?:clave|chave)(?: de)? api"
+    r"|clé(?: d['’])? ?api)(?P<said>[\"']?\s{0,3}(?:[:=—–]|=>|is|это|ist|est?|é|是)\s{0,3}|\s)[\"'`]?(?:bearer )?"
+    r"(?P<key>[\w+/=.~-]{16,512})",
     re.IGNORECASE,
 )
+BASIC = re.compile(r"authorization[\"']?\s{0,3}[:=]\s{0,3}[\"'`]?basic\s{1,3}([0-9A-Za-z+/=_-]{8,512})", re.IGNORECASE)
 KEY_BITS = 3.0  # of chance a character, at least: words of a language in a row have fewer kinds of sign
 NO_KEYS = re.compile(  # UUIDs, sites, names in a program
     r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[\w-]+\.[a-z]{2,4}(?:/\S*)?|[a-z_]+(?:\.[a-z0-9_]+)+"
     r"|(?:process\.env|import\.meta\.env|os\.environ|Deno\.env|settings|config|env|self)\.[\w.]+"
 )
-JWTS = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?")
+SLUG = re.compile(r"(?:v?\d{1,4}|[A-Za-z]{1,24}\d{0,2})(?:[_/.-](?:v?\d{1,4}|[A-Za-z]{1,24}\d{0,2}))+")
+LINE_END = r"[ \t>|]{0,4}\r?\n[ \t>|]{0,8}"
+JWTS = re.compile(
+    rf"(?<![\w-])eyJ(?=[\w-]{{4}})(?:[\w-]+{LINE_END}){{0,20}}[\w-]+\.(?:{LINE_END})?"
+    rf"eyJ[\w-]{{10,}}(?:{LINE_END}[\w-]{{16,}}){{0,60}}(?:(?:{LINE_END}[\w-]+)?\.(?:{LINE_END})?"
+    rf"[\w-]+(?:{LINE_END}[\w-]{{16,}}){{0,20}})?"
+)
 
 
 def _named_api_keys(text: str) -> Spans:
     for match in NAMED_KEYS.finditer(text):
-        key = match[1].rstrip(".")
+        key = match["key"].rstrip(".")
+        is_slug = SLUG.fullmatch(key) and (match["said"].isspace() or match["name"].lower() == "token")
         least = KEY_BITS if re.search(r"\d", key) else KEY_BITS + 1
-        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key):
-            yield match.start(1), match.start(1) + len(key), key
+        if re.search("[A-Za-z]", key) and _bits(key) >= least and not NO_KEYS.fullmatch(key) and not is_slug:
+            yield match.start("key"), match.start("key") + len(key), key
+    for match in BASIC.finditer(text):
+        if b":" in _decoded(match[1]):
+            yield *match.span(1), match[1]
 
 
 def _bits(text: str) -> float:
@@ -296,6 +318,10 @@ def _bits(text: str) -> float:
 
 FRIENDLY = re.compile(r"(?=([EUk0][Qf][\w+/-]{46}))", re.ASCII)
 CUT_FRIENDLY = re.compile(r"(?<![0-9A-Za-z])[EU]Q(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{18,60}", re.ASCII)
+BROKEN_FRIENDLY = re.compile(  # by spaces or a line's end
+    r"(?<![\w+/-])(?=([EUk0]Q[\w+/-]{0,45}(?:[\s\u00a0]{1,8}[\w+/-]{8,48}){1,3}))", re.ASCII
+)
+EXTENDED_PUBLIC_KEYS = re.compile(rf"(?<![0-9A-Za-z])[xyztuvYZUV]pub[{BASE58}]{{100,112}}(?![0-9A-Za-z])")
 BARE_HEX_ADDRESS = re.compile(  # as Ethereum's are written without 0x, and commits of git are
     r"(?:wallet|address|\bevm|\beth|ethereum|metamask|адрес\w{0,3}|кошел\w{1,5}|adresse|dirección)(?:\s+is)?[\s:=/-]{1,3}"
     r"([0-9a-fA-F]{40})(?![0-9A-Za-z])",
@@ -313,6 +339,7 @@ BASE64_HASHES = re.compile(
     r"|(?:(?<=/tx/)|(?<=/transaction/)|(?<=hash: ))[\w+-]{43}(?![\w=])",
     re.ASCII,
 )
+SAID_HASHES = re.compile(r"(?<![\w+/=-])[\w+/-]{43}(?![\w+/=-])", re.ASCII)
 SIGNATURES = re.compile(rf"(?<![0-9A-Za-z])[{BASE58}]{{86,88}}(?![0-9A-Za-z])")
 
 
@@ -322,6 +349,14 @@ def _ton_addresses(text: str) -> Spans:
         account = grounding.ton_account(match[1])
         if ":" in account and not NOBODY.fullmatch(account):
             yield match.start(), match.end(1), account
+
+
+def _broken_addresses(text: str) -> Spans:
+    for match in BROKEN_FRIENDLY.finditer(text):
+        signs = [place for place in range(*match.span(1)) if not text[place].isspace()][:48]
+        account = grounding.ton_account("".join(text[place] for place in signs))
+        if ":" in account and not NOBODY.fullmatch(account):
+            yield match.start(), signs[-1] + 1, account
 
 
 def _addresses(text: str) -> Spans:
@@ -363,26 +398,37 @@ def _hashes(text: str) -> Spans:
 
 
 def _base64_hashes(text: str) -> Spans:
-    for match in BASE64_HASHES.finditer(text):
+    said = (
+        match
+        for match in SAID_HASHES.finditer(text)
+        if HASH_SAID.search(text[max(0, match.start() - 30) : match.start()])
+    )
+    for match in (*BASE64_HASHES.finditer(text), *said):
         written = re.sub("%2b", "+", re.sub("%2f", "/", match[0], flags=re.I), flags=re.I)[:43]
         if all(re.search(signs, written) for signs in ("[a-z]", "[A-Z]", r"\d")):
             yield *match.span(), _base64_value(written)
 
 
 def _base64_value(written: str) -> str:
+    return _decoded(written).hex() or written
+
+
+def _decoded(written: str) -> bytes:
+    """What base64 means, in either of its alphabets; nothing where it is none."""
+    bare = written.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(written.replace("-", "+").replace("_", "/") + "=").hex()
+        return base64.b64decode(bare + "=" * (-len(bare) % 4))
     except binascii.Error:
-        return written
+        return b""
 
 
 # People.
 
-LATIN, CYRILLIC = "A-Za-zÀ-ɏ0-9_.+-", "А-Яа-яЁёІіЇїЄє0-9_.+-"
+LOCAL_PART = "A-Za-zÀ-ɏА-Яа-яЁёІіЇїЄєҐґ0-9_.+"
 EMAILS = re.compile(
-    rf"(?:(?<![{LATIN}])(?<!//)(?!git@)[{LATIN}]{{1,64}}|(?<![{CYRILLIC}])[{CYRILLIC}]{{1,64}})"
+    rf"(?<![{LOCAL_PART}-])(?<!//)(?!git@)[{LOCAL_PART}-][{LOCAL_PART}'’-]{{0,63}}"
     r"(?:@|%40|\s?[\[({]\s?(?:at|собака)\s?[\])}]\s?)"
-    r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[a-z]{2,24}|[A-Z]{2,24}|[а-я]{2,24})(?![A-Za-z0-9_-])"
+    r"(?:[\w-]{1,63}(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?))+(?:[A-Za-z]{2,24}|[А-Яа-яё]{2,24})(?![A-Za-z0-9_-])"
 )
 SAID_PASSWORD = re.compile(
     r"(?<!\w)(?:pass(?:word|code|phrase|(?=\s?[:=]|\s+is\s))|pwd?"
@@ -553,23 +599,38 @@ INTERNATIONAL = re.compile(
     rf"(?<![\w+])(?:\+|(?<!\d )00(?=[1-9]\d{{0,2}}[ ./(-]))\s?\(?[1-9]\d{{0,2}}\)?(?:{GAP}\(?\d{{1,12}}\)?){{1,7}}"
     r"(?![\w]|[.,]\d)"
 )
+TIE = r"[ \u00a0‑–-]"
 NATIONAL = re.compile(
-    r"(?<![\w.,+-])(?:1[ .-])?"
-    r"(?:\([2-9]\d{2}\)[ ]?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-]|[.,]\d)"
-    r"|(?<![\w.,+-])8[ -]?\(?9\d{2}\)?[ -]?\d{3}[ -]\d{2}[ -]?\d{2}(?![\w-]|[.,]\d)"
+    r"(?<![\w.,+-])(?:"
+    r"(?:1[ .-])?(?:\([2-9]\d{2}\)[ ]?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})"
+    rf"|8{TIE}?(?:\([349]\d{{2,4}}\)|[349]\d{{2}}){TIE}?\d{{2,3}}{TIE}?\d\d{TIE}?\d\d"  # Russia's
+    r"|0[67](?:[ .-]\d\d){4}|07\d{3}[ -]\d{3}[ -]?\d{3}|01[567]\d[ /-]\d{7,8}"  # France's, Britain's, Germany's
+    r"|0[789]0[ -]\d{4}[ -]\d{4}|01[016-9]-\d{3,4}-\d{4}"  # Japan's, Korea's
+    r")(?![\w-]|[.,]\d)"
 )
-PHONE_WORD = re.compile(
-    r"(?:电话|手机|(?<!\w)(?:(?:tele)?phone|tel|mobile?|cell|call|text|whats\s?app|wa\.me/|sms|viber|signal|fax"
-    r"|телефон\w*|тел|моб\w*|номер"
-    r"|позвони\w*|звони\w*|handy\w*|telefon\w*|rufnummer|ruf|móvil|llám[ae]\w*|tel[eé]fono|téléphone|portable|appelle\w*"
-    r"|celular|cellulare|numero|número))"
-    r"(?:[\s:.,-]{0,3}(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet|unter|mich|an|es"
-    r"|à|au|al|est|moi|é|le|号码|是|send|phone)){0,4}[\s:.,=?/#№：|-]{0,4}"
-    r"(\(?\d[\d \u00a0()./–-]{5,20}\d)(?![\w]|[.,]\d)",
+# What has a number of its own, right before it.
+NUMBERED = re.compile(
+    r"(?<![^\W_])(?:блок\w*|block|bloque|bloco|транзакци\w*|trans[a-zçãó]+|tx(?:id)?|заказ\w*|заявк\w*|orde[rn]|pedido"
+    r"|request|solicitud|ticket|тикет\w*|id|seqno|lt|nonce|hash|amount|value|balance|сумм\w*|баланс\w*|区块|订单|交易)"
+    r"[\s:=#№\"'-]{0,4}(?:номер\w*|number|num|no|nr|n[uú]mero|numéro|is|at|height|id)?[\s:=#№\"'.-]{0,4}$",
     re.IGNORECASE,
 )
+PHONE_WORD = re.compile(
+    r"(?:电话|電話|手机|手機|携帯|전화|휴대폰|핸드폰|(?<!\w)(?:(?:tele)?phone|tel|mobile?|whats\s?app|wa\.me/|sms|viber|fax"
+    r"|телефон\w*|тел|моб\w*|в[ао][тц]с?ап\w*|вайбер\w*"
+    r"|позвони\w*|звони\w*|handy\w*|telefon\w*|rufnummer|ruf|móvil|llám[ae]\w*|tel[eé]fono|téléphone|portable|appel\w*"
+    r"|celular|cellulare|(?:my|meine?|mi|meu|mon|мо[йеё]\w{0,2})\s{1,2}(?:number|nummer|n[uú]mero|numéro|номер\w{0,2})"
+    r"|(?P<mine>(?:my|his|her|our)\s)?(?P<word>call|cell|text|signal|contact)))"
+    r"(?P<between>(?:[\s:.,—–-]{0,3}(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер\w{0,2}|мой|моб|мне|по|на"
+    r"|ist|lautet|unter|mich|an|es|à|au|al|est|moi|é|le|号码|號碼|号|號|번호|番号|是|は|는|send|phone)){0,4}"
+    r"[\s:.,=?/#№：|—–-]{0,4})"
+    r"(?P<number>\(?\d[\d \u00a0()./–-]{5,20}\d)(?![\w]|[.,]\d)",
+    re.IGNORECASE,
+)
+TO_SOMEBODY = re.compile(r"(?<!\w)(?:me|us|him|her|my|mich|moi)(?!\w)|:", re.IGNORECASE)
+GROUPED = re.compile(r"(?!\d{1,3}(?: \d{3})+$)(?:\(?\d{2,4}\)?[ .-]{1,2}){2}[\d .-]{2,12}|\d{3}[.-]\d{4}")
 UNIT = re.compile(
-    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
+    r"\s?(?:%|[$€£₽¥₿]|(?:btc|eth|gas|g?wei|bytes?|blocks?|holders|users|refs|eur|rub|usdc|usde|sol|trx|bnb|ston|k|m"
     r"|mln|млн|тыс|руб|usd|usdt|ton|toncoin|coins?|tokens?|nano\w*)(?!\w))",
     re.I,
 )
@@ -584,13 +645,28 @@ def _phones(text: str) -> Spans:
         if LONGER.fullmatch(digits) and _is_dialled(text, match, digits):
             yield *match.span(), digits
     for match in NATIONAL.finditer(text):
-        if _is_dialled(text, match, digits := re.sub(r"\D", "", match[0])):
-            yield *match.span(), f"7{digits[1:]}" if digits[0] == "8" and len(digits) == 11 else digits
+        digits = re.sub(r"\D", "", match[0])
+        is_whole = digits[0] != "8" or len(digits) == 11 or match[1]
+        if is_whole and _is_dialled(text, match, digits) and not NUMBERED.search(text[: match.start()][-40:]):
+            yield *match.span(), _from_abroad(digits)
     for match in PHONE_WORD.finditer(text):
-        digits = re.sub(r"\D", "", match[1])
-        is_amount = UNIT.match(text, match.end(1)) or digits.endswith("00000")
-        if 7 <= len(digits) <= 15 and not DATE.fullmatch(match[1]) and not is_amount:
-            yield *match.span(1), f"7{digits[1:]}" if digits[:2] == "89" and len(digits) == 11 else digits
+        digits = re.sub(r"\D", "", match["number"])
+        is_amount = UNIT.match(text, match.end("number")) or digits.endswith("00000")
+        if 7 <= len(digits) <= 15 and not DATE.fullmatch(match["number"]) and not is_amount and _is_called(match):
+            yield *match.span("number"), _from_abroad(digits)
+
+
+def _from_abroad(digits: str) -> str:
+    """Russia's numbers without the 8 that is dialled at home."""
+    return f"7{digits[1:]}" if re.fullmatch(r"8[349]\d{9}", digits) else digits
+
+
+def _is_called(match: re.Match[str]) -> bool:
+    """Whether a word that has other meanings is said of a phone."""
+    word = (match["word"] or "").lower()
+    is_long = word == "contact" and len(re.sub(r"\D", "", match["number"])) >= 9
+    is_told = not word or match["mine"] or is_long or TO_SOMEBODY.search(match["between"])
+    return bool(is_told or GROUPED.fullmatch(match["number"]))
 
 
 def _is_dialled(text: str, match: re.Match[str], digits: str) -> bool:
@@ -649,18 +725,27 @@ CAPITALISED = (
 )
 FULL_NAME = (
     rf"{CAPITALISED}(?:[ ](?:(?:de|del|la|van|von|der|da|dos|di|bin|al)[ ]){{0,2}}{CAPITALISED}"
-    r"|[ ](?-i:[A-ZА-Я])\.){0,2}"
+    r"|[ ](?-i:[A-ZА-Я])\.){0,4}"
+)
+SURNAMES = (
+    "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎余潘杜戴夏钟"
+    "汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文張劉陳楊趙黃吳孫馬羅鄭謝"
 )
 SAID_NAME = re.compile(
     r"(?<!\w)(?:my (?:full |real |legal |first )?name(?:\s+is|['’]s)|i(?:['’]| a)m called"
     r"|меня (?:зовут|звать)|мо[её] имя(?:\s+[—–-])?"
     r"|мене звати|ich hei(?:ß|ss)e|mein name ist|je m['’]appelle|mon nom est|me llamo|mi nombre es|mi chiamo"
     r"|(?:o )?meu nome é|eu me chamo|nazywam się|mam na imię|benim adım|(?:full )?name on (?:the )?(?:card|account):"
-    r"|(?:full|first|last|legal) name:|фио:)"
-    rf"[ ]({FULL_NAME})(?!\w)",
+    r"|(?:card|account) ?holder(?:['’]s)?(?: name)?:|(?:(?P<full>full)|first|last|legal) name:|фио:)"
+    rf"[ ](?P<name>{FULL_NAME})(?!\w)"
+    rf"|(?:我叫|我的名字(?:是|叫))[ ]?([{SURNAMES}][\u4e00-\u9fff]{{1,2}})(?=[我是来住今想请在，,。.!！\s]|$)",
     re.IGNORECASE,
 )
-SAID_NAME_LOWER = re.compile(r"(?<!\w)меня зовут (?!как|не |в |на )([а-яё]{3,15})(?=\s*(?:[,.!)\n]|и |$))", re.I)
+SAID_NAME_LOWER = re.compile(
+    r"(?<!\w)(?:my name(?:\s+is|['’]s)|меня зовут|me llamo|je m['’]appelle|ich hei(?:ß|ss)e)"
+    r"[ ]((?:[^\W\d_]{1,15}(?:[ ](?=[^\W\d_])|(?!\w))){1,4})(?P<ends>\s*(?:[,.!)\n]|$))?",
+    re.IGNORECASE,
+)
 SIGNATURE = re.compile(
     r"(?:(?<=\n)|^)[ \t]{0,4}(?:(?:best|kind|warm|many)?[ ]?(?:regards|wishes|greetings)|sincerely(?: yours)?"
     r"|yours (?:sincerely|truly|faithfully)|cheers|thanks|thank you|many thanks|с уважением|спасибо"
@@ -672,20 +757,87 @@ SIGNATURE = re.compile(
     rf",?[ ]({FULL_NAME})(?=[ \t.]{{0,3}}(?:\n|$))",
     re.IGNORECASE,
 )
-NO_NAMES = frozenset(re.findall(r"\w+", "not on in the required ton team support your here missing "))
+NO_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        "not on in the required ton toncoin notcoin tether bitcoin ethereum team support your here missing ",
+    )
+)
+# What a sentence goes on with after a name, and what it says of one; a name without capitals is none of these.
+AFTER_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        "and but can from help how i im my please pls what why where и из как мне мой моя не нужна нужен помогите "
+        "помоги пожалуйста потерял почему привет у хочу что я y de et und aber",
+    )
+)
+NO_LOWER_NAMES = NO_NAMES | frozenset(
+    re.findall(
+        r"\w+",
+        "a an are as at being by cannot correct different even everywhere for gone has hidden incorrect invalid is it "
+        "known long nowhere of only or private public really same so still taken there this to too unknown visible "
+        "which who with wrong written а в вы где на но по с так тут это el la lo un una como no pero qué pas comme "
+        "nicht wie",
+    )
+)
+PARTICIPLE = re.compile(r"\w+(?:[bcdfgiklnprstvwz]ed|rmed|ing)")
+PERSONAL = re.compile(
+    r"e-?mail|phone|\btel|passport|birth|\bdob\b|national|iban|surname|card|account|паспорт|телефон", re.I
+)
+OF_TOKEN = re.compile(r"symbol|ticker|token|coin|supply|decimals|jetton|crypto|blockchain|protocol|wrapped|usd", re.I)
+NEAR_CHARACTERS = 120
+# Names that are words as well, which are no names elsewhere.
+WORDS_TOO = frozenset(
+    re.findall(
+        r"\w+",
+        "will may price mark bill grace hope rich chase art max ton sol june april august joy faith dawn rose iris "
+        "lily jack frank grant drew pat rob sue bob gene guy dean earl miles chip dash penny cash coin gold silver "
+        "gram case major young long short white black green brown gray king banks bond day stone park wood woods "
+        "field rice cook best good power swift block chain page bush ford lane love star sky summer winter noble "
+        "sharp small little man вера надежда любовь роман лев слава мир роза майя марк волк luz paz cruz rosa mar "
+        "rico ángel dolores león wolf lang klein groß stark ernst frei kaiser könig sommer blanc petit",
+    )
+)
 
 
 def _names(text: str) -> Spans:
-    for pattern in (SAID_NAME, SAID_NAME_LOWER, SIGNATURE):
+    for pattern in (SAID_NAME, SIGNATURE):
         for match in pattern.finditer(text):
             group = match.lastindex or 1
             name = match[group]
-            if not NO_NAMES & set(name.lower().split()):
+            if not NO_NAMES & set(name.lower().split()) and (pattern is SIGNATURE or _is_persons(text, match)):
                 yield *match.span(group), name.casefold()
+    for match in SAID_NAME_LOWER.finditer(text):
+        if name := _name_without_capitals(match[1].split(), match["ends"] is not None):
+            yield match.start(1), match.start(1) + len(name), name
 
 
-NAME_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-NAME_WORDS = 7  # of FULL_NAME, at most
+def _is_persons(text: str, match: re.Match[str]) -> bool:
+    """Whether a full name is not a token's."""
+    near = text[max(0, match.start() - NEAR_CHARACTERS) : match.end() + NEAR_CHARACTERS]
+    return not match["full"] or bool(PERSONAL.search(near) or (" " in match["name"] and not OF_TOKEN.search(near)))
+
+
+def _name_without_capitals(words: list[str], is_end: bool) -> str:
+    """The name that the words begin with, where the sentence ends or goes on after it as after a name."""
+    name = list(takewhile(lambda word: word not in AFTER_NAMES, words))
+    ends = is_end or len(name) < len(words)
+    are_names = all(word.islower() and word not in NO_LOWER_NAMES and not PARTICIPLE.fullmatch(word) for word in name)
+    return " ".join(name) if ends and are_names and len(name) <= 3 else ""
+
+
+def _spellings(name: str) -> set[str]:
+    """How a name may be written elsewhere: whole, its first and its last word, also with capitals."""
+    words = name.split()
+    ends = {word for word in (words[0], words[-1]) if word.casefold() not in WORDS_TOO}
+    whole = {name} if len(words) > 1 else set()
+    return {
+        spelling for written in whole | ends for spelling in (written, written.title() if name.islower() else written)
+    }
+
+
+NAME_WORD = re.compile(r"\w+(?:(?!['’]s\b)['’-]\w+)*")
+NAME_WORDS = 13  # of FULL_NAME, at most
 
 
 def _find_names(text: str, names: dict[str, str]) -> list[Finding]:
@@ -717,11 +869,19 @@ ALPHANUMERICS, FRIENDLY_START = (
 KEY_PREFIX = (
     r"(?:sk-|sb_secret_|sbp_|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|[srp]k_(?:live|test)_|whsec_|AIza|ya29\.|xapp-|hf_"
     rf"|r8_|gsk_|rpa_|npm_|SG\.|dop_v1_|tgp_v1_|\d{{8}}:)(?:{WORD}|[+/=-]){{16}}"
-    r"|xox[abeoprs]-[0-9A-Za-z-]{10}|hooks\.slack\.com/services/"
+    r"|xox[abeoprs]-[0-9A-Za-z-]{10}|hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/"
+    r"|(?:infura\.io|alchemy(?:api)?\.(?:com|io)|quiknode\.pro)/"
 )
 NAMED_KEY = (
-    r"(?i:(?:key(?:[_ -]?id)?|token|secret|bearer|api|ключ)"
-    rf"[\"']?{SPACE}{{0,3}}(?:[:=]|=>|is)?{SPACE}{{0,3}}[\"'`]?(?:bearer )?(?:{WORD}|[+/=.~-]){{16}})"
+    r"(?i:(?:key(?:[_ -]?id)?|token|secret|bearer|api|апи|ключ|schlüssel|密钥|密鑰|키)"
+    rf"[\"']?{SPACE}{{0,3}}(?:[:=—–]|=>|is|это|ist|est?|é|是)?{SPACE}{{0,3}}[\"'`]?(?:bearer )?"
+    rf"(?:{WORD}|[+/=.~-]){{16}})"
+)
+BASIC_KEY = rf"(?i:authorization[\"']?{SPACE}{{0,3}}[:=]{SPACE}{{0,3}}[\"'`]?basic{SPACE})"
+BROKEN_START = rf"[EUk0]Q[\w+/-]*{SPACE}{{1,8}}[\w+/-]{{8}}"
+SAID_HASH = (
+    rf"(?i:(?:tx|transaction|txn|hash|signature|транзакци|х[эе]ш|подпись){WORD}*"
+    rf"[{SPACE_SIGNS}:=/#-]*(?:is{SPACE}+)?[\w+/-]{{43}}(?:[^\w+/=-]|\z))"
 )
 PASSWORD = (
     r"(?i:(?:\b(?:pass(?:word|code|phrase)?|pwd?|pin(?:[ -]?code)?|passwort|kennwort|contraseña|mot de passe|senha"
@@ -735,11 +895,12 @@ EMAIL = (
 )
 DIGITS = r"\d(?:[ .‑–/()-]{0,4}\d)"
 CALLED = (
-    r"(?i:(?:电话|手机|phone|\btel|\bmobil|\bcel|\bcall|\btext|\bsms|\bviber|\bsignal|\bfax|тел|моб|номер|звони|\bhandy"
-    rf"|\bruf|\bmóvil|\bllám|\bportable|\bappelle|\bn[uú]mero|\bwa\.me/|\bwhats{SPACE}?app){WORD}*"
-    rf"(?:[{SPACE_SIGNS}:.,-]*(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер|мой|моб|мне|по|на|ist|lautet"
-    r"|unter|mich|an|es|à|au|al|est|moi|é|le|号码|是|send|phone))*"
-    rf"[{SPACE_SIGNS}:.,=?/#№：|-]*\(?\d[\d ()./–-]{{5}})"
+    r"(?i:(?:电话|電話|手机|手機|携帯|전화|휴대폰|핸드폰|phone|\btel|\bmobil|\bcel|\bcall|\btext|\bsms|\bviber|\bsignal|\bfax"
+    r"|\bcontact|тел|моб|номер|звони|в[ао][тц]с?ап|вайбер|\bhandy|\bruf|\bmóvil|\bllám|\bportable|\bappel|\bn[uú]m|\bwa\.me/"
+    rf"|\bwhats{SPACE}?app){WORD}*"
+    rf"(?:[{SPACE_SIGNS}:.,—–-]*(?:number|num|no|nr|n°|is|at|me|us|him|her|on|my|it's|номер{WORD}*|мой|моб|мне|по|на|ist|lautet"
+    r"|unter|mich|an|es|à|au|al|est|moi|é|le|号码|號碼|号|號|번호|番号|是|は|는|send|phone))*"
+    rf"[{SPACE_SIGNS}:.,=?/#№：|—–-]*\(?\d[\d ()./–-]{{5}})"
 )
 USER = (
     rf"(?i:@[a-z]\w{{4}}|\bt(?:elegram)?\.me/|\btg://resolve|(?:\btelegram|\btg|телеграм{WORD}?|тг|телега)"
@@ -748,7 +909,8 @@ USER = (
 NAME = (
     r"(?i:\bmy (?:full |real |legal |first )?name|\bi(?:['’]| a)m called|меня (?:зовут|звать)|мо[её] имя|мене звати"
     r"|\bich hei(?:ß|ss)e|\bmein name|\bje m['’]appelle|\bmon nom|\bme llamo|\bmi nombre|\bmi chiamo|\bmeu nome"
-    r"|\beu me chamo|\bnazywam|\bmam na imi|\bbenim ad|\bname on |\b(?:full|first|last|legal) name:|фио:)"
+    r"|\beu me chamo|\bnazywam|\bmam na imi|\bbenim ad|\bname on |\b(?:full|first|last|legal) name:|фио:"
+    r"|\b(?:card|account) ?holder|我叫|我的名字)"
 )
 SIGNED = (
     r"(?i:(?:regards|wishes|greetings|sincerely|yours|faithfully|truly|cheers|thanks|thank you|уважением|спасибо|grüßen"
@@ -757,10 +919,22 @@ SIGNED = (
 )
 
 
+LETTER = r"[A-Za-z\x{80}-\x{10ffff}]"
+ANNOUNCED_PHRASE = (
+    rf"(?i:(?:(?:{guards.PHRASE_NAMES}|{guards.MINE}{guards.PERSONAL_NAMES})[^A-Za-z]{{0,9}}{guards.MARKED}"
+    rf"|{guards.MINE}(?:{guards.PHRASE_NAMES}|{guards.PERSONAL_NAMES}){SPACE}{{1,3}}(?:{guards.SAYING}))"
+    rf"[^A-Za-z]{{0,9}}(?:{LETTER}{{1,12}}[^A-Za-z]{{1,25}}){{11}}{LETTER})"
+)
+TOLD_PHRASE = f"(?i:{guards.TOLD})"
+
+
 def _listed_run() -> str:
-    """Six words of BIP-39's list in a row, whatever is between them but letters."""
+    """Six words of BIP-39's list in a row, or five after a phrase's name, whatever is between them but letters."""
     words = "|".join(guards.word_list())
-    return rf"(?i:(?:\A|[^a-z])(?:(?:{words})[^a-z]+){{{CUT_PHRASE_WORDS - 1}}}(?:{words}))"
+    return (
+        rf"(?i:(?:(?:\A|[^a-z])(?:{words})|(?:phrase|сид|мнемо)[^a-z]*)[^a-z]+(?:(?:{words})[^a-z]+)"
+        rf"{{{FEWEST_PHRASE_WORDS - 1}}}(?:{words}))"
+    )
 
 
 class Recogniser(NamedTuple):
@@ -771,7 +945,8 @@ class Recogniser(NamedTuple):
     signs: tuple[str, ...]
 
 
-PHRASE_SIGNS = (_listed_run(),)
+PHRASE_SIGN = _listed_run()
+PHRASE_SIGNS = (PHRASE_SIGN, ANNOUNCED_PHRASE, TOLD_PHRASE)
 ADDRESS_SIGNS = (ALPHANUMERICS, FRIENDLY_START, r"(?i:bc|tb|ltc|addr|cosmos|osmo)1[0-9a-zA-Z]{11}")
 RECOGNISERS = [
     Recogniser("PRIVATE_KEY", _private_keys, (ALPHANUMERICS, "-----BEGIN ", rf"(?:\d{{1,3}}{SPACE}*,{SPACE}*){{20}}")),
@@ -780,8 +955,12 @@ RECOGNISERS = [
     Recogniser("SEED_PHRASE", _cut_phrases, PHRASE_SIGNS),
     Recogniser("JWT", _by_form(JWTS), ("eyJ",)),
     Recogniser("API_KEY", _by_form(API_KEYS), (KEY_PREFIX,)),
+    Recogniser("WALLET", _by_form(EXTENDED_PUBLIC_KEYS), ("[xyztuvYZUV]pub[0-9A-Za-z]{18}",)),
     Recogniser("WALLET", _ton_addresses, (FRIENDLY_START,)),
-    Recogniser("TX_HASH", _base64_hashes, (r"[\w+/%-]{8}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{18}")),
+    Recogniser("WALLET", _broken_addresses, (BROKEN_START,)),
+    Recogniser(
+        "TX_HASH", _base64_hashes, (r"[\w+/%-]{8}(?:=|%3[Dd])", r"(?:/tx/|/transaction/|hash: )[\w+-]{18}", SAID_HASH)
+    ),
     Recogniser("WALLET", _addresses, ADDRESS_SIGNS),
     Recogniser("TX_HASH", _hashes, (ALPHANUMERICS,)),
     Recogniser("WALLET", _checked_addresses, (ALPHANUMERICS,)),
@@ -789,7 +968,7 @@ RECOGNISERS = [
     Recogniser("WALLET", _hex_addresses, (ALPHANUMERICS,)),
     Recogniser("WALLET", _cut_addresses, (FRIENDLY_START,)),
     Recogniser("WALLET", _by_form(WALLET_NAMES), (r"[0-9a-z]\.(?:ton|eth)",)),
-    Recogniser("API_KEY", _named_api_keys, (NAMED_KEY,)),
+    Recogniser("API_KEY", _named_api_keys, (NAMED_KEY, BASIC_KEY)),
     Recogniser("PASSWORD", _passwords, (PASSWORD, "://[^ /]*:[^ /]*@")),
     Recogniser("EMAIL", _emails, (EMAIL,)),
     Recogniser("IBAN", _ibans, (r"[A-Za-z]{2}\d{2}(?:[ -]?[0-9A-Za-z]){11}",)),
@@ -800,11 +979,11 @@ RECOGNISERS = [
     Recogniser("NAME", _names, (NAME, SIGNED)),
 ]
 ALL = frozenset(range(len(RECOGNISERS)))
-SIGNS = sorted({sign for recogniser in RECOGNISERS for sign in recogniser.signs} - {*PHRASE_SIGNS})
+SIGNS = sorted({sign for recogniser in RECOGNISERS for sign in recogniser.signs} - {PHRASE_SIGN})
 LOOKED_FOR = [frozenset(place for place in ALL if sign in RECOGNISERS[place].signs) for sign in SIGNS]
-PHRASES_LOOKED_FOR = frozenset(place for place in ALL if RECOGNISERS[place].signs == PHRASE_SIGNS)
+PHRASES_LOOKED_FOR = frozenset(place for place in ALL if PHRASE_SIGN in RECOGNISERS[place].signs)
 
-SCAN, SCAN_PHRASES = scanner(SIGNS), scanner(PHRASE_SIGNS)  # together they would have three times the states
+SCAN, SCAN_PHRASES = scanner(SIGNS), scanner([PHRASE_SIGN])  # together they would have three times the states
 NONE: frozenset[int] = frozenset()
 
 

@@ -49,7 +49,7 @@ from shared.training_formats import Split
 
 # Names the rules of this module and of `redaction`: with another name everything is assessed anew. To be changed with
 # whatever changes what comes out of them: a recogniser, a reason to drop, a weight, a hash, a signature, a tag.
-RULES = "1"
+RULES = "2"
 
 Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"]
 

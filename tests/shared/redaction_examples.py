@@ -100,9 +100,9 @@ def ton(account: bytes = b"", tag: int = 0x11, workchain: int = 0) -> str:
     return base64.urlsafe_b64encode(body + binascii.crc_hqx(body, 0).to_bytes(2)).decode()
 
 
-def phrase(words: int = 12) -> str:
+def phrase(words: int = 12, language: str = "english") -> str:
     """BIP-39's, with its checksum."""
-    return Mnemonic("english").to_mnemonic(chance(words * 4 // 3))
+    return Mnemonic(language).to_mnemonic(chance(words * 4 // 3))
 
 
 def iban(country: str, account: str) -> str:
@@ -312,6 +312,77 @@ def examples() -> Iterator[str]:
     yield f"карта ⟦CARD:{grouped(card('2202'))}⟧, оплата не прошла"
     yield f"card ⟦CARD:{grouped(card('4'), '-')}⟧ exp 12/29"
     yield from (text.replace("{hash}", chance(32).hex()) for text in CLEAN)
+    yield from told_phrases()
+    yield from named_keys()
+
+
+def told_phrases() -> Iterator[str]:
+    """Seed phrases in other words than BIP-39's English ones in a row."""
+    for text, language in (
+        ("mi frase semilla: ⟦SEED_PHRASE:{}⟧", "spanish"),
+        ("mi frase de recuperación es ⟦SEED_PHRASE:{}⟧. ¿Es segura?", "spanish"),
+        ("助记词: ⟦SEED_PHRASE:{}⟧", "chinese_simplified"),
+        ("我的助记词是 ⟦SEED_PHRASE:{}⟧，无法导入", "chinese_simplified"),
+        ("ma phrase: ⟦SEED_PHRASE:{}⟧", "french"),
+        ("Ma phrase de récupération est : ⟦SEED_PHRASE:{}⟧.", "french"),
+        ("моя сид-фраза: ⟦SEED_PHRASE:{}⟧", "russian"),
+        ("La mia frase segreta: ⟦SEED_PHRASE:{}⟧", "italian"),
+        ("Minha frase de recuperação: ⟦SEED_PHRASE:{}⟧", "portuguese"),
+        ("シードフレーズ：⟦SEED_PHRASE:{}⟧", "japanese"),
+        ("시드 문구: ⟦SEED_PHRASE:{}⟧", "korean"),
+    ):
+        yield text.format(phrase(language=language))
+    yield f"моя сид фраза ⟦SEED_PHRASE:{' '.join(phrase().split()[:5])}⟧"
+    yield f"My wallet is ⟦SEED_PHRASE:{' '.join(letter_for_letter(phrase()))}⟧"
+    for words, slips in ((12, [5]), (12, [9]), (24, [3]), (24, [7, 16])):
+        told = phrase(words).split()
+        told = [f"{word[:2]}u{word[3:]}qk" if place in slips else word for place, word in enumerate(told)]
+        yield f"It is ⟦SEED_PHRASE:{' '.join(told)}⟧, isn't it?"
+        yield f"My seed phrase: ⟦SEED_PHRASE:{' '.join(told)}⟧"
+    told = phrase().split()
+    yield f"the words are ⟦SEED_PHRASE:{' '.join(told[:6])} and then {' '.join(told[6:])}⟧."
+    ordinals = re.findall(r"\w+", "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
+    for between in " word ", " ", " word is ", " is ":
+        told = [f"{ordinal}{between}{word}" for ordinal, word in zip(ordinals, phrase().split(), strict=True)]
+        yield f"Look: {ordinals[0]}{between}⟦SEED_PHRASE:{', '.join(told).removeprefix(ordinals[0] + between)}⟧."
+
+
+def named_keys() -> Iterator[str]:
+    """Keys by what is said of them or where they go, and what is broken into lines."""
+    for text in (
+        "секретный ключ: ⟦API_KEY:{}⟧",
+        "ключ апи: ⟦API_KEY:{}⟧, не работает",
+        "мой ключ — ⟦API_KEY:{}⟧",
+        "API-Schlüssel: ⟦API_KEY:{}⟧",
+        "mi clave api: ⟦API_KEY:{}⟧",
+        "Ma clé d'API est ⟦API_KEY:{}⟧",
+        "API密钥：⟦API_KEY:{}⟧",
+        "my key is ⟦API_KEY:{}⟧",
+        "token ⟦API_KEY:{}⟧",
+        "wss://eth.g.⟦API_KEY:alchemy.com/v2/{}⟧",
+        "https://⟦API_KEY:discord.com/api/webhooks/1234567890123456789/{}⟧",
+    ):
+        yield text.format(letters(ALPHANUMERIC, 64))
+    yield f"https://mainnet.⟦API_KEY:infura.io/v3/{chance(16).hex()}⟧ is down"
+    for sign in ("Authorization: Basic ", "-H 'authorization: basic ", '"Authorization": "Basic '):
+        yield f"{sign}⟦API_KEY:{base64.b64encode(b'jane:' + chance(6).hex().encode()).decode()}⟧"
+    for at, between in ((30, "\n"), (60, "\r\n  "), (76, "\n")):
+        token = jwt()
+        yield f"It is ⟦JWT:{token[:at]}{between}{token[at:]}⟧\nThanks"
+    token = jwt()
+    yield f"⟦JWT:{chr(10).join(token[place : place + 32] for place in range(0, len(token) - 16, 32))}⟧\n\nis it valid?"
+    for version, prefix in (("0488b21e", "my xpub"), ("04b24746", "zpub here")):
+        yield f"{prefix}: ⟦WALLET:{base58(bytes.fromhex(version) + chance(74), checked=True)}⟧, see my balance"
+    for said in ("my tx hash is", "hash", "хэш:"):
+        yield f"{said} ⟦TX_HASH:{base64.urlsafe_b64encode(chance(32)).decode().rstrip('=')}⟧, where is it?"
+    for at, between in ((24, " "), (30, "\n"), (12, "\n    ")):
+        address = ton()
+        yield f"Send to ⟦WALLET:{address[:at]}{between}{address[at:]}⟧, please"
+
+
+def letter_for_letter(text: str) -> list[str]:
+    """Its words with Cyrillic letters in the place of Latin ones."""
+    return text.translate(str.maketrans("aco", "асо")).split()
 
 
 PEOPLE = [
@@ -387,6 +458,48 @@ PEOPLE = [
     "telegram: ⟦USERNAME:janedoe⟧",
     "Join t.me/⟦USERNAME:+AbCdEf123456⟧ now",
     "(⟦USERNAME:@crypto_hans⟧)",
+    "Email: ⟦EMAIL:Ivan.Petrov@Mail.Example.Ru⟧",
+    "⟦EMAIL:Foo@Bar.Com⟧ or ⟦EMAIL:FOO@BAR.Org⟧",
+    "⟦EMAIL:o'brien@example.com⟧, or 'ask ⟦EMAIL:d’arcy@example.com⟧'",
+    "{'email':'⟦EMAIL:bob@example.com⟧'}",
+    "почта: ⟦EMAIL:иван.petrov@example.ru⟧",
+    "⟦EMAIL:ПОЧТА@ПРИМЕР.РФ⟧",
+    "手机号 ⟦PHONE:13812345678⟧",
+    "我的手机号是⟦PHONE:13812345678⟧，请联系我",
+    "mon numéro est le ⟦PHONE:06 12 34 56 78⟧",
+    "appelez-moi au ⟦PHONE:0612345678⟧",
+    "joignable : ⟦PHONE:06.12.34.56.78⟧",
+    "my number is ⟦PHONE:415 555 2671⟧",
+    "contact ⟦PHONE:4155552671⟧",
+    "вотсап ⟦PHONE:89112223344⟧",
+    "ватсап: ⟦PHONE:9112223344⟧",
+    "телефон — ⟦PHONE:89991234567⟧",
+    "⟦PHONE:89991234567⟧ это мой",
+    "⟦PHONE:8-911-2223344⟧ и ⟦PHONE:8 495 123 45 67⟧",
+    "офис: ⟦PHONE:8 (4852) 12-34-56⟧",
+    "⟦PHONE:07911 123456⟧ is mine, ⟦PHONE:0151 23456789⟧ my wife's",
+    "電話 ⟦PHONE:090-1234-5678⟧",
+    "전화 ⟦PHONE:010-1234-5678⟧",
+    "мой номер ⟦PHONE:9161234567⟧, позвоните на номер ⟦PHONE:9161234568⟧",
+    "Mi número es ⟦PHONE:612345678⟧; meu número: ⟦PHONE:912345678⟧",
+    "номер телефона: ⟦PHONE:9161234567⟧",
+    "cell: ⟦PHONE:4155552671⟧, or text me at ⟦PHONE:4155552672⟧",
+    "call ⟦PHONE:415-555-2671⟧",
+    "My name is ⟦NAME:Ivan Petrov⟧. Mr ⟦NAME:Petrov⟧'s transfer failed, ⟦NAME:Petrov⟧ again",
+    "Me llamo ⟦NAME:José Luis García López⟧ y tengo USDT",
+    "my name is ⟦NAME:john smith⟧",
+    "hi, my name is ⟦NAME:john smith⟧ and I lost 5 TON. ⟦NAME:John⟧ again",
+    "my name is ⟦NAME:ahmed⟧, please help",
+    "Меня зовут ⟦NAME:иван петров⟧",
+    "меня зовут ⟦NAME:иван петров⟧ помогите вывести",
+    "我叫⟦NAME:王伟⟧",
+    "我的名字是⟦NAME:李小龙⟧，请帮忙",
+    "cardholder: ⟦NAME:John Smith⟧",
+    "Account holder name: ⟦NAME:JANE ROE⟧, card lost",
+    "Full name: ⟦NAME:Ivan Petrov⟧",
+    "Full name: ⟦NAME:Madonna⟧, passport lost",
+    "My name is ⟦NAME:Will⟧. It is stuck. Will it work?",
+    "My name is ⟦NAME:Mark Price⟧. Price of TON? ⟦NAME:Mark Price⟧ asks to mark it",
 ]
 
 CLEAN = [
@@ -454,6 +567,39 @@ CLEAN = [
     "Contract exit code -14, opcode 0x0f8a7ea5, query_id 13835058055282163712",
     "APY 12.345678901% for 365 days, TVL $1234567890.12",
     "The best regards paid, i.e. rewards, are high.",
+    "Recovery phrase: Settings → Security → Backup → Show recovery phrase → Enter PIN → Done → Close → Finish",
+    "Seed phrase: twelve random English words generated during wallet setup, giving full access to funds.",
+    "My seed phrase: I wrote it down somewhere but now I cannot find the paper, what should I do next?",
+    "мои слова: ты всегда помогаешь мне, когда биржа опять не выводит деньги на мой кошелёк",
+    "Mi frase favorita: no hay que vender nunca en pánico porque el mercado siempre vuelve a subir",
+    "First swap TON, second stake STON, third wait: token, pool, fee, price and gas can change any time.",
+    "助记词是由12个或24个单词组成的，请不要告诉任何人，也不要截图",
+    "Wallet backup, key, token; then secret number, code and exit",
+    "npm i react@18.2.0 @types/node@Latest, java.lang.Object@1b6d3586, a@b.c",
+    "Блок номер 41234567, блок номер: 38912345, номер блока 41234567",
+    "el bloque número 41234567; o bloco número 41234568",
+    "транзакция номер 46545654000003, заявка номер 1234567, заказ номер: 7654321",
+    "le numéro 41234567 et le numéro de bloc 41234568; order number 1234567",
+    "BTC call 65000-70000 spread, ETH call 3500-4000",
+    "call 1234567 gas, a cell 12345678 refs, signal 10000001, text 7654321",
+    "the contact form 1234567, call 1 234 567 users",
+    "block 89991234567, lt: 89991234567, amount=89991234567, заказ 89991234567",
+    "89991234567 nanotons, 89 991 234 567 RUB, 84951234567 TON, 83412345678 gas",
+    '{"value": "89991234567", "id": 83991234567}',
+    "Full name: Toncoin\nSymbol: TON. Toncoin is the native coin, Toncoin again",
+    "Full name: Notcoin. Notcoin is a game; Full name: Tether USD, its symbol is USDT",
+    "my name is not shown; my name is wrong in the app; my name is still wrong. my name is verified, it says",
+    "my name is connected with the wallet, my name is being used by somebody else",
+    "меня зовут на работу, меня зовут в чат",
+    "我叫外卖，我叫你去",
+    "Cardholder Verification Method; account holder: you",
+    "Je m'appelle comment? Me llamo la atención que no funcione",
+    "the LP token TON/USDT-LP-DeDust-v2, token liquid-staking-v2-pool and token jUSDT-TON-stonfi-lp-v1",
+    "token: liquid-staking-v2-pool; Authorization: Basic authentication, Authorization: Basic <credentials>",
+    "see https://docs.infura.io/api/networks and https://www.alchemy.com/docs/get-started",
+    "the transaction hash is internationalization-of-the-explorers-page; REQUIRED something-longer",
+    "type\nDynamic: home-page\nDynamic: keywords\nDynamic: license\nDynamic: license-file\nDynamic: project-url",
+    "EQUITY something-longer is required, UQ something-else-again",
 ]
 
 

@@ -7,6 +7,7 @@ from shared.guards import refuse_secrets
 
 # Published examples, which open nothing that anybody uses: BIP-39's and BIP-32's test vectors, Bitcoin's wiki.
 PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+SPANISH = "ábaco abdomen abeja abierto abogado abono aborto abrazo abrir abuelo abuso acabar"
 LONG_PHRASE = " ".join(["abandon"] * 23 + ["art"])
 IMPORT_FORMAT = "5HueCGU8rMjxEXxiPuD5BDku4MkFqeZyd4dZ1jvhTVqvbTLvyTJ"
 EXTENDED = (
@@ -32,6 +33,16 @@ SIGNATURE = "5VERv8NMvzbJMEkV8xnrLkEaWRtSz9CosKDYjCJjBRnbJLgp8uirBgmQpjKhoR4tjF3
         f"My private key is 0x{HASH}, why can't I import it?",
         f"{HASH} <- secret key, is it safe?",
         f"мой приватный ключ {HASH}",
+        SPANISH,
+        f"mi frase semilla: {SPANISH}",
+        "ma phrase: " + SPANISH.replace("abeja", "abeille"),
+        PHRASE.replace("a", "а"),  # Cyrillic
+        "\u200b".join(PHRASE),
+        PHRASE.replace("worth", "wurth"),
+        f"my seed phrase: {PHRASE.replace('year', 'yaer').replace('worth', 'wurth')}",
+        PHRASE.replace("thank year", "thank and then year"),
+        "first legal, second winner, third thank, fourth year, fifth wave, sixth sausage, seventh worth, eighth useful,"
+        " ninth legal, tenth winner, eleventh thank, twelfth yellow",
     ],
 )
 def test_a_seed_phrase_or_a_private_key_is_refused(message: str) -> None:
@@ -48,6 +59,9 @@ def test_a_seed_phrase_or_a_private_key_is_refused(message: str) -> None:
         "Is my private key safe with Tonkeeper?",
         " ".join(PHRASE.split()[:11]),
         "How do I swap a token in a market where the price of the coin is very small and the pool has a large fee?",
+        "Recovery phrase: Settings → Security → Backup → Show recovery phrase → Enter PIN → Done → Close → Finish",
+        "Seed phrase: twelve random English words generated during wallet setup, giving full access to funds",
+        "mi frase semilla: no la encuentro, ¿qué hago ahora con el dinero que tengo en la cartera?",
         f"What happened in transaction {HASH}?",
         f"Why did 0x{HASH} fail?",
         f"Solana signature {SIGNATURE}",
@@ -69,5 +83,8 @@ def test_a_long_message_is_looked_through_at_once() -> None:
         "0x" * 100_000,
         "[1," * 60_000,
         "my private key is " * 20_000,
+        "my seed phrase: abaco " * 10_000,
+        "first the, second the, third " * 5_000,
+        "legal legal slid " * 10_000,
     ):
         refuse_secrets(message)

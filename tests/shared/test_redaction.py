@@ -15,7 +15,7 @@ from shared import redaction, signs
 from shared.redaction import Kind, Redactor, published
 from tests.shared import redaction_examples
 from tests.shared.test_grounding import BECH32, BITCOIN, NOT, NOT_RAW, SOLANA, STON, TRON, WBTC, bounceless
-from tests.shared.test_guards import EXTENDED, HASH, IMPORT_FORMAT, LONG_PHRASE, PHRASE, SIGNATURE
+from tests.shared.test_guards import EXTENDED, HASH, IMPORT_FORMAT, LONG_PHRASE, PHRASE, SIGNATURE, SPANISH
 
 EXAMPLES = [json.loads(line) for line in redaction_examples.FILE.read_text(encoding="utf-8").splitlines()]
 KNOWLEDGE = Path(__file__).parents[2] / "sql" / "knowledge"
@@ -104,6 +104,8 @@ def test_redacting_again_changes_nothing() -> None:
         ("pay to DE89 3704 0044 0532 0130 00 NOW", "pay to <IBAN_1> NOW"),
         ("card 4242 4242 4242 4242.", "card <CARD_1>."),
         ("My name is Jane Roe. Jane pays.", "My name is <NAME_1>. <NAME_1> pays."),
+        ("My name is Jane Roe. Jane's and Roe's", "My name is <NAME_1>. <NAME_1>'s and <NAME_1>'s"),
+        ("My name is Will May. May it? Will it? Will May", "My name is <NAME_1>. May it? Will it? <NAME_1>"),
         ("Jane Roe-Li! Thanks, Jane. My name is Jane Roe-Li", "<NAME_1>! Thanks, <NAME_1>. My name is <NAME_1>"),
         ("call me at +49 (0)151 2345-6789!", "call me at <PHONE_1>!"),
         ("postgres://app:pa55w0rd@db.example.com/x", "postgres://app:<PASSWORD_1>@db.example.com/x"),
@@ -202,6 +204,7 @@ def test_nothing_hides_an_address(written: str) -> None:
             "DE11 ",
         ),
         *("my name is Al ", "Regards,\n", "-----BEGIN PRIVATE KEY-----", "/tx/", f"{HASH} private key "),
+        *("助记词是", "my seed phrase: abaco ", "eyJaaaa\n", "EQaaaaaaaa ", "8 ", "my name is john, ", "token a-"),
     ],
 )
 def test_no_text_takes_long(unit: str) -> None:
@@ -240,13 +243,39 @@ def test_the_signs_leave_out_no_recogniser_that_finds_something() -> None:
         "VIELE GRÜẞE,\nJürgen",
         *(
             f"{word} 2345678"
-            for word in ("whats\u2003app", "celular", "llámame", "TİM mobıl", "позвони мне по", "手机：", "NÚMERO")
+            for word in ("whats\u2003app", "celular", "llámame", "TİM mobıl", "позвони мне по", "手机：", "MI NÚMERO")
         ),
         *(
             f"{word} Xy12"
             for word in ("senha é", "mot\u0020de passe:", "pın code to", "ŞIFREM:", "пароль от a.b c —", "密码是")
         ),
         *(f"{said} Anna" for said in ("mi chiamo", "ICH HEIẞE", "je m’appelle", "мене звати", "My Full name İs")),
+        *(
+            f"{word} 2345678"
+            for word in (
+                "手机号是",
+                "電話番号は",
+                "мой номеp телефона —",
+                "MON NUMÉRO EST LE",
+                "tel\u00a0—\u2009",
+                "전화번호:",
+            )
+        ),
+        *(f"{said} john" for said in ("my name is", "меня зовут", "ME LLAMO")),
+        *(f"{said} John" for said in ("CARDHOLDER:", "card holder name:")),
+        "我叫王伟",
+        *(
+            f"{said} aB3dE5fG7hJ9kL1m"
+            for said in ("ключ апи\u00a0—", "API密钥：", "CLÉ D’API EST", "api-ſchlüssel:", "my key İs")
+        ),
+        "Authorization:\u2003Basic amFuZTpzZWNyZXQ=",
+        f"{NOT[:20]}\u00a0\n{NOT[20:]}",
+        f"хэш:\u2003{'aB3' * 14}x",
+        "First word legal, second winner, third thank, fourth year, fifth wave, sixth sausage, seventh worth,"
+        " eighth useful, ninth legal, tenth winner, eleventh thank, twelfth yellow",
+        f"mi frase semilla\u00a0es {SPANISH}",
+        f"МОЯ СИД\u2003ФРАЗА — {SPANISH}",
+        f"сид-фраза {' '.join(PHRASE.split()[:5])}",
         "ſecret=aB3dE5fG7hJ9kL1m",
         "a（at）b, a[ at ]example[\u00a0dot ]org",
         "card 4242\u00a04242\u00a04242\u00a04242",
