@@ -1,18 +1,19 @@
 /**
  * ai-finance from the browser: an answer that types itself, and is found again where the connection drops.
  *
- * A question has an idempotency key: however often it is sent, it is one conversation. Where its answer can't be
- * streamed, or breaks off, it is left to the server, and Realtime tells when it is there.
+ * However often a question is sent with its idempotency key, it is one conversation. An answer that can't be streamed,
+ * or breaks off, is left to the server; Realtime tells when it is there.
  *
  * @import * as T from './supabase-ai.types'
  */
 
-/** What the server says of a failure; `status` is 0 where it says nothing, 200 in the middle of an answer. */
+/** What the server says of a failure; `status` is 0 where it says nothing, 200 amid an answer. */
 export class SupabaseAIError extends Error {
+  name = "SupabaseAIError";
+
   /** @param {any} [told] */
   constructor(status = 0, told = { error: "The connection was lost.", code: "network" }, retryAfterSeconds = 0) {
     super(told.error ?? told.message ?? `The server answered ${status}.`);
-    this.name = "SupabaseAIError";
     this.status = status;
     this.code = String(told.code ?? status);
     this.retryable = Boolean(told.retryable ?? (!status || status >= 500));
@@ -21,14 +22,10 @@ export class SupabaseAIError extends Error {
   }
 }
 
-/**
- * The answer to a message. Aborting `signal` rejects with an AbortError, and stops the model while it streams.
- *
- * @type {T.CallSupabaseAI}
- */
+/** Aborting `signal` rejects with an AbortError, and stops a model that streams. @type {T.CallSupabaseAI} */
 export async function callSupabaseAI(supabase, message, options = {}) {
   const { threadId, model, fields, idempotencyKey = crypto.randomUUID(), signal, timeoutMs = 120_000 } = options;
-  const limit = AbortSignal.timeout(timeoutMs), both = signal ? AbortSignal.any([signal, limit]) : limit;
+  const limit = AbortSignal.timeout(timeoutMs), both = AbortSignal.any([limit, signal ?? limit]);
   const body = { ...fields, message, threadId, model };
   const call = { ...options, supabase, body, headers: { "idempotency-key": idempotencyKey }, signal: both };
   try {
@@ -43,47 +40,35 @@ export async function callSupabaseAI(supabase, message, options = {}) {
   }
 }
 
-/**
- * Calls back with each answer's row, new or changed; gives what ends it. What comes while there is no connection is not
- * told: load the thread when `onStatus` hears SUBSCRIBED again.
- *
- * @type {T.SubscribeToAnswers}
- */
+/** Calls back with each answer's row, new or changed; gives what ends it. @type {T.SubscribeToAnswers} */
 export function subscribeToAnswers(supabase, userId, callback, { onStatus } = {}) {
   let end = () => {}, failures = 0;
   const begin = () => {
-    const channel = watch(supabase, `user_id=eq.${userId}`, ({ new: row }) => row.response && callback(row));
-    const leave = (end = () => {
-      end = () => {};
-      supabase.removeChannel(channel);
-    });
-    const note = (status = "") => {
-      if (end !== leave) return;
+    end = watch(supabase, `user_id=eq.${userId}`, ({ new: row }) => row.response && callback(row), (status) => {
+      if (status === "SUBSCRIBED") failures = 0;
+      else {
+        end();
+        const timer = setTimeout(begin, Math.min(1000 * 2 ** failures++, 30_000));
+        end = () => clearTimeout(timer);
+      }
       onStatus?.(status);
-      if (status === "SUBSCRIBED") return void (failures = 0);
-      leave();
-      const timer = setTimeout(begin, Math.min(1000 * 2 ** failures++, 30_000));
-      end = () => clearTimeout(timer);
-    };
-    // A channel that is joined hears of no row until the system says so.
-    channel.on("system", {}, ({ status }) => note(status === "ok" ? "SUBSCRIBED" : "CHANNEL_ERROR"));
-    channel.subscribe((status) => status === "SUBSCRIBED" || note(status));
+    });
   };
   begin();
   return () => end();
 }
 
-/** The user's thumb on an answer. @type {T.SendFeedback} */
+/** @type {T.SendFeedback} */
 export const sendFeedback = (supabase, conversationId, feedback, at) =>
   request({ ...at, supabase, body: { conversationId, feedback } }, "/feedback");
 
-/** The latest first. @type {T.ListThreads} */
+/** @type {T.ListThreads} */
 export const listThreads = (supabase, page) => request({ ...page, supabase }, "/threads" + query(page));
 
-/** The latest first. @type {T.LoadThread} */
+/** @type {T.LoadThread} */
 export const loadThread = (supabase, id, page) => request({ ...page, supabase }, `/threads/${id}${query(page)}`);
 
-/** With its sources. @type {T.LoadConversation} */
+/** @type {T.LoadConversation} */
 export const loadConversation = (supabase, id, at) => request({ ...at, supabase }, `/conversations/${id}`);
 
 /** Server-sent events. @param {ReadableStream<Uint8Array>} stream */
@@ -92,8 +77,8 @@ export async function* readEvents(stream) {
   let rest = "", event = "message", data = "";
   try {
     for (;;) {
-      const { done, value: bytes } = await reader.read().catch(lose);
-      rest += decoder.decode(bytes, { stream: !done });
+      const { done, value } = await reader.read().catch(lose);
+      rest += decoder.decode(value, { stream: !done });
       const lines = rest.split(done ? /\r\n?|\n/ : /\r\n|\n|\r(?!$)/); // the last \r may be half of a \r\n
       rest = lines.pop() ?? "";
       for (const line of lines) {
@@ -114,8 +99,7 @@ export async function* readEvents(stream) {
 /** @param {T.Call} call */
 const streamed = (call) =>
   request({ ...call, body: { ...call.body, stream: true } }, "", async (response, beat) => {
-    const isStream = response.headers.get("content-type")?.includes("event-stream");
-    if (!isStream) return whole(call, await response.json().catch(lose));
+    if (!response.headers.get("content-type")?.includes("event-stream")) return whole(call, await response.json().catch(lose));
     let text = "", opened = {};
     for await (const { event, data } of readEvents(response.body ?? lose())) {
       const told = JSON.parse(data);
@@ -134,7 +118,7 @@ async function later({ body, headers, ...call }) {
   if (asked.status !== "pending") return whole(call, asked);
   let isNews = false, wake = () => {};
   const poke = () => ((isNews = true), wake());
-  const channel = watch(call.supabase, `id=eq.${asked.conversationId}`, poke).on("system", {}, poke).subscribe();
+  const leave = watch(call.supabase, `id=eq.${asked.conversationId}`, poke, poke);
   try {
     for (let ms = 1000; ; ms = Math.min(2 * ms, 8000)) {
       isNews = false;
@@ -146,7 +130,7 @@ async function later({ body, headers, ...call }) {
       if (!isNews) await pause(call, (done) => setTimeout((wake = done), ms));
     }
   } finally {
-    call.supabase.removeChannel(channel);
+    leave();
   }
 }
 
@@ -158,42 +142,39 @@ function whole({ onSources, onToken }, { id, ...told }) {
   return answer;
 }
 
-/** Asks again where nobody answers, or somebody else's answer is waited for. @param {T.Call} call */
+/** Asks again where nobody answers, or an answer is under way. @param {T.Call} call */
 async function insist(call, path = "") {
   for (let failures = 0; ; ) {
     if (globalThis.navigator?.onLine === false) await pause(call, (done) => addEventListener("online", done, { once: true }));
     try {
       return await request(call, path);
     } catch (/** @type {any} */ error) {
-      const isRunning = error.code === "turn_running", isAway = isLost(error) || (path && error.retryable);
-      if (!isRunning && !(isAway && failures++ < 5)) throw error;
-      const seconds = error.retryAfterSeconds || 2 ** failures / 4;
-      await pause(call, (done) => setTimeout(done, 1000 * seconds));
+      const isAway = isLost(error) || (path && error.retryable);
+      if (error.code !== "turn_running" && !(isAway && failures++ < 5)) throw error;
+      await pause(call, (done) => setTimeout(done, 1000 * (error.retryAfterSeconds || 2 ** failures / 4)));
     }
   }
 }
 
 /** @type {T.Request} */
-async function request({ supabase, signal, body, headers, stallMs = 35_000, ...at }, path = "", take) {
+async function request({ supabase, body, headers, stallMs = 35_000, ...at }, path = "", take) {
   const key = supabase["supabaseKey"], line = new AbortController(), drop = () => line.abort();
-  const send = (token = key) =>
-    fetch(`${at.functionsUrl ?? supabase["functionsUrl"].href}/${at.functionName ?? "ai-finance"}${path}`, {
+  const signal = AbortSignal.any([line.signal, at.signal ?? line.signal]);
+  const tokenInTime = (isNew = false) => Promise.race([tokenOf(supabase, isNew), pause({ signal }).catch(lose)]);
+  const send = (token = "") =>
+    fetch(`${at.functionsUrl ?? supabase["functionsUrl"]}/${at.functionName ?? "ai-finance"}${path}`, {
       method: body ? "POST" : "GET",
-      headers: { ...headers, apikey: key, authorization: `Bearer ${token}`, "content-type": "application/json" },
+      headers: { ...headers, apikey: key, authorization: `Bearer ${token || key}`, "content-type": "application/json" },
       body: body && JSON.stringify(body),
-      signal: signal ? AbortSignal.any([signal, line.signal]) : line.signal,
+      signal,
     }).catch(lose);
-  let timer = setTimeout(drop, stallMs);
+  let timer = 0;
   const beat = () => (clearTimeout(timer), (timer = setTimeout(drop, stallMs)));
-  globalThis.addEventListener?.("offline", drop, { signal: line.signal });
+  beat();
+  globalThis.addEventListener?.("offline", drop, { signal });
   try {
-    const { data, error } = await supabase.auth.getSession();
-    if (error?.name === "AuthRetryableFetchError") lose();
-    let response = await send(data.session?.access_token);
-    if (response.status === 401 && data.session) {
-      const { session } = (await supabase.auth.refreshSession()).data;
-      if (session) response = await send(session.access_token);
-    }
+    let token = await tokenInTime(), response = await send(token);
+    if (response.status === 401 && token && (token = await tokenInTime(true))) response = await send(token);
     if (!response.ok) {
       const told = await response.json().catch(() => ({}));
       throw new SupabaseAIError(response.status, told, Number(response.headers.get("retry-after")) || 0);
@@ -205,6 +186,14 @@ async function request({ supabase, signal, body, headers, stallMs = 35_000, ...a
   }
 }
 
+/** The user's, if any; an app that mints them has no sessions. @param {T.Supabase} supabase */
+async function tokenOf(supabase, isNew = false) {
+  if (supabase["accessToken"]) return supabase["accessToken"]();
+  const { data, error } = await supabase.auth[isNew ? "refreshSession" : "getSession"]();
+  if (error?.name === "AuthRetryableFetchError") lose();
+  return data.session?.access_token;
+}
+
 /** @returns {never} */
 const lose = () => {
   throw new SupabaseAIError();
@@ -214,17 +203,26 @@ const lose = () => {
 const isLost = ({ requestId, status }) => requestId === "" && (!status || status >= 500);
 
 /** @type {T.Watch} */
-const watch = (supabase, filter, callback) =>
-  supabase
-    .channel(`ai-responses-${crypto.randomUUID()}`)
-    .on("postgres_changes", { event: "*", schema: "public", table: "conversations", filter }, callback);
+function watch(supabase, filter, onRow, onStatus) {
+  let isLeft = false;
+  const note = (status = "") => isLeft || onStatus(status);
+  const channel = supabase
+    .channel(`ai-${crypto.randomUUID()}`)
+    .on("postgres_changes", { event: "*", schema: "public", table: "conversations", filter }, onRow)
+    // A joined channel hears of no row until the system says so.
+    .on("system", {}, ({ status }) => note(status === "ok" ? "SUBSCRIBED" : "CHANNEL_ERROR"));
+  const join = () => isLeft || channel.subscribe((status) => status === "SUBSCRIBED" || note(status));
+  // Realtime would keep the first token that an app mints.
+  supabase["accessToken"] ? supabase.realtime.setAuth().then(join, join) : join();
+  return () => ((isLeft = true), supabase.removeChannel(channel));
+}
 
 /** @type {T.Pause} */
 const pause = ({ signal }, begin) =>
   new Promise((resolve, reject) => {
     signal?.throwIfAborted();
     signal?.addEventListener("abort", reject);
-    begin(resolve);
+    begin?.(resolve);
   });
 
 /** @param {T.Page} [page] */

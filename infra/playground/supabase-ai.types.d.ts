@@ -1,7 +1,8 @@
 /** What goes into `supabase-ai.js` and comes out of it; browsers never load this file. */
 
-import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
+import type { SupabaseClient } from "@supabase/supabase-js";
 
+/** Signed in or not, or with the app's own tokens (`accessToken`). */
 export type Supabase = SupabaseClient<any, any, any>;
 
 /** A passage that an answer was given from, the best first. */
@@ -91,6 +92,7 @@ export interface Options {
   functionsUrl?: string;
   /** Instead of `ai-finance`. */
   functionName?: string;
+  /** Ends the call, whatever it waits for. */
   signal?: AbortSignal;
   /** How long a connection may be silent before it counts as lost; 35 seconds. */
   stallMs?: number;
@@ -135,15 +137,24 @@ export type Request = (
   take?: (response: Response, beat: () => void) => Promise<any>,
 ) => Promise<any>;
 
-/** A channel that hears of conversations. */
-export type Watch = (supabase: Supabase, filter: string, callback: (change: any) => void) => RealtimeChannel;
+/** Hears of conversations, and what becomes of its channel; gives what leaves it. */
+export type Watch = (
+  supabase: Supabase,
+  filter: string,
+  onRow: (change: any) => void,
+  onStatus: (status: string) => void,
+) => () => void;
 
 /** Resolves with `done`, and rejects when the call is aborted. */
-export type Pause = (call: Call, begin: (done: () => void) => void) => Promise<void>;
+export type Pause = (call: { signal?: AbortSignal }, begin?: (done: (value?: any) => void) => void) => Promise<any>;
 
+/** The answer to a message. */
 export type CallSupabaseAI = (supabase: Supabase, message: string, options?: Asking) => Promise<Answer>;
 
-/** `userId` is that of the table `users`. */
+/**
+ * `userId` is that of the table `users`. What comes while there is no connection is not told: load the thread when
+ * `onStatus` hears SUBSCRIBED again.
+ */
 export type SubscribeToAnswers = (
   supabase: Supabase,
   userId: number | string,
@@ -151,6 +162,7 @@ export type SubscribeToAnswers = (
   options?: { onStatus?: (status: string) => void },
 ) => () => void;
 
+/** The user's thumb on an answer. */
 export type SendFeedback = (
   supabase: Supabase,
   conversationId: number,
@@ -158,14 +170,17 @@ export type SendFeedback = (
   options?: Options,
 ) => Promise<{ conversationId: number; feedback: number }>;
 
+/** The latest first. */
 export type ListThreads = (supabase: Supabase, page?: Page) => Promise<{ threads: Thread[]; next: number | null }>;
 
+/** Its conversations, the latest first. */
 export type LoadThread = (
   supabase: Supabase,
   threadId: string,
   page?: Page,
 ) => Promise<{ threadId: string; conversations: Conversation[]; next: number | null }>;
 
+/** With its sources. */
 export type LoadConversation = (
   supabase: Supabase,
   conversationId: number,

@@ -69,10 +69,13 @@ class Tab:
 
 @contextmanager
 def tab(
-    stack: Stack, user: User | None, origin: str | None = None, url: str | None = None, polls: bool = True
+    stack: Stack, user: User | None, origin: str | None = None, url: str | None = None, **more: Any
 ) -> Iterator[Tab]:
-    """A tab where the user is signed in; its functions are at `origin`, all else of Supabase at `url`."""
-    told = {"url": url or stack.url, "key": stack.keys.publishable, "polls": polls}
+    """A tab where the user is signed in; its functions are at `origin`, all else of Supabase at `url`.
+
+    `polls=False` looks for an answer once only, `isOld` has an old supabase-js, `token` is what its app mints.
+    """
+    told = {"url": url or stack.url, "key": stack.keys.publishable, **more}
     told |= {"functionsUrl": f"{origin}/functions/v1"} if origin else {}
     told |= {"email": user.email, "password": user.password} if user else {}
     command = [parts.node(), "--experimental-websocket", "--no-warnings", str(SCRIPT), json.dumps(told)]

@@ -3,7 +3,7 @@ import { createClient } from "@supabase/supabase-js";
 
 import * as ai from "../../infra/playground/supabase-ai.js";
 
-const { url, key, email, password, functionsUrl, polls = true } = JSON.parse(process.argv[2]);
+const { url, key, email, password, functionsUrl, polls = true, isOld, ...app } = JSON.parse(process.argv[2]);
 const say = (heard, more) => console.log(JSON.stringify({ heard, ...more }));
 
 // What a browser has and Node hasn't.
@@ -23,10 +23,18 @@ const storage = {
   setItem: (name, value) => kept.set(name, value),
   removeItem: (name) => kept.delete(name),
 };
+const mint = async () => {
+  const { token } = app;
+  await new Promise((done) => setTimeout(done, 300));
+  say("minted");
+  return token;
+};
 const supabase = createClient(url, key, {
+  ...(app.token && { accessToken: mint }),
   auth: { autoRefreshToken: false, persistSession: true, storage },
   realtime: { transport: WebSocket },
 });
+if (isOld) supabase.functionsUrl = `${url}/functions/v1`; // as supabase-js has it up to 2.49.4
 if (email) {
   const { error } = await supabase.auth.signInWithPassword({ email, password });
   if (error) throw error;
@@ -65,9 +73,10 @@ const commands = {
     navigator.onLine = is;
     page.dispatchEvent(new Event(is ? "online" : "offline"));
   },
-  spoil({ tokens }) {
+  mint: ({ token }) => (app.token = token),
+  spoil({ tokens = [], expires_at }) {
     for (const [name, value] of kept) {
-      const session = JSON.parse(value);
+      const session = { ...JSON.parse(value), ...(expires_at && { expires_at }) };
       for (const token of tokens) session[token] = `${session[token].slice(0, -5)}AAAAA`;
       kept.set(name, JSON.stringify(session));
     }

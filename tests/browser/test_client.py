@@ -14,9 +14,10 @@ import pytest
 from infra.local import parts
 from infra.local.stack import Stack
 from tests.browser.browsers import Tab, tab
-from tests.browser.wires import Cable, NoStreams, cable
+from tests.browser.wires import Cable, NoRenewals, NoStreams, cable
 from tests.commands import load_knowledge
 from tests.functions.test_deferred import queue_of
+from tests.realtime_clients import token
 from tests.stand_ins import ANSWER, USAGE, Model, Proxy, serving
 from tests.users import User
 
@@ -157,8 +158,9 @@ def test_an_answer_types_itself(ann_page: Tab, model: Model, stack: Stack, marke
     assert (answer["response"], answer["usage"], answer["model"], answer["flags"]) == (TEXT, USAGE, "stand-in", [])
 
 
-def test_finds_the_functions_where_supabase_js_does(stack: Stack, origin: str, ann: User) -> None:
-    with tab(stack, ann) as opened:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_finds_the_functions_where_supabase_js_does(stack: Stack, origin: str, ann: User, is_old: bool) -> None:
+    with tab(stack, ann, isOld=is_old) as opened:
         answer = opened.asks("Name a recipe for borscht")
 
     assert "found nothing" in answer["response"]
@@ -264,11 +266,12 @@ def test_who_goes_offline_gets_the_answer_once_he_is_back(
     assert [row["status"] for row in rows(stack, marker)] == ["complete"]
 
 
+@pytest.mark.parametrize("mints", [False, True])
 def test_where_nothing_streams_realtime_tells_of_the_answer(
-    stack: Stack, origin: str, ann: User, model: Model, marker: str
+    stack: Stack, origin: str, ann: User, model: Model, marker: str, mints: bool
 ) -> None:
-    gateway = NoStreams(origin)
-    with serving(gateway.app()) as url, tab(stack, ann, url, polls=False) as opened:
+    gateway, user, app = NoStreams(origin), (None if mints else ann), ({"token": ann.token} if mints else {})
+    with serving(gateway.app()) as url, tab(stack, user, url, polls=False, **app) as opened:
         opened.do("ask", message=f"{QUESTION} [hold] {marker}")
         eventually(lambda: gateway.looks >= 2)  # before and after Realtime listens
         model.let_go.set()
@@ -277,7 +280,8 @@ def test_where_nothing_streams_realtime_tells_of_the_answer(
     assert gateway.asked == ["respond-async"]
     assert (answer["response"], answer["usage"]) == (TEXT, USAGE)
     assert answer["sources"][0]["tokenSymbol"] == "TON"
-    assert opened.kinds() == ["ready", "restart", "sources", "token", "answer"]
+    told = [kind for kind in opened.kinds() if kind != "minted"]
+    assert told == ["ready", "restart", "sources", "token", "answer"]
     assert model.count(marker) == len(rows(stack, marker)) == 1
 
 
@@ -388,6 +392,56 @@ def test_a_session_that_cannot_be_renewed_is_a_failure(stack: Stack, origin: str
             failures.append(each.hears("failure"))
 
     assert [(failure["status"], failure["code"]) for failure in failures] == [(401, "unauthenticated")] * 2
+
+
+@pytest.mark.parametrize("spoiled", [{"expires_at": 1}, {"tokens": ["access_token"]}])
+def test_nobody_waits_for_a_session_longer_than_he_wants(
+    stack: Stack, origin: str, ann: User, spoiled: dict[str, Any]
+) -> None:
+    auth = NoRenewals(stack.url)
+    with serving(auth.app()) as url, tab(stack, ann, origin, url=url) as opened:
+        opened.do("spoil", **spoiled)
+        opened.do("ask", message=QUESTION)
+        eventually(lambda: auth.renewals)
+        opened.do("abort")
+        aborted = opened.hears("failure")
+        opened.do("ask", message=QUESTION, timeoutMs=1000)
+        late = opened.hears("failure")
+        opened.do("call", name="listThreads", args=[{"stallMs": 1000, "functionsUrl": f"{origin}/functions/v1"}])
+        stalled = opened.hears("failure")
+
+    assert aborted["kind"] == "AbortError"
+    assert [(failure["status"], failure["code"]) for failure in (late, stalled)] == [(0, "timeout"), (0, "network")]
+
+
+def test_asks_with_the_tokens_that_an_app_mints(stack: Stack, origin: str, ann: User, marker: str) -> None:
+    with tab(stack, None, origin, token=ann.token) as opened:
+        answer = opened.asks(f"{QUESTION} {marker}")
+        opened.calls("sendFeedback", answer["conversationId"], 1)
+        read = opened.calls("loadConversation", answer["conversationId"])
+        opened.do("mint", token=ann.token[:-5] + "AAAAA")
+        opened.do("ask", message=QUESTION)
+        failure = opened.hears("failure")
+
+    assert (read["response"], read["feedback"]) == (TEXT, 1)
+    assert (failure["kind"], failure["status"], failure["code"]) == ("SupabaseAIError", 401, "unauthenticated")
+
+
+def test_listens_with_the_tokens_that_an_app_mints(stack: Stack, origin: str, ann: User, marker: str) -> None:
+    tokens = [token(stack, ann.auth_user_id, seconds) for seconds in (5, 600)]
+    with tab(stack, None, origin, token=tokens[0]) as opened:
+        opened.do("subscribe", userId=ann.user_id)
+        opened.hears("status", status="SUBSCRIBED")
+        before = opened.kinds()
+        opened.do("mint", token=tokens[1])
+        ended = opened.hears("status")["status"]
+        opened.hears("status", status="SUBSCRIBED")
+        answer = ann.ask(origin, f"{QUESTION} {marker}").json()
+        row = opened.hears("row")["row"]
+
+    assert "minted" in before  # or it had joined as nobody, and heard nothing
+    assert ended in ("CHANNEL_ERROR", "CLOSED")
+    assert row["id"] == answer["conversationId"]
 
 
 def test_reads_threads_and_conversations_and_sets_a_thumb(stack: Stack, origin: str) -> None:

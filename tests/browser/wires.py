@@ -111,6 +111,21 @@ class NoStreams(Proxy):
             await http.post(url, headers=headers, content=body)
 
 
+@dataclass(slots=True)
+class NoRenewals(Proxy):
+    """An Auth that never answers who wants a session renewed."""
+
+    renewals: int = 0
+
+    async def forward(self, request: Request) -> Response:
+        if request.query_params.get("grant_type") != "refresh_token":
+            return await Proxy.forward(self, request)
+        self.renewals += 1
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return Response()
+
+
 def _shut(end: socket.socket) -> None:
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
