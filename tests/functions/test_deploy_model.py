@@ -110,6 +110,8 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     "zip bomb": ({"model.tar.gz": gzip.compress(bytes(60 * MIB))}, "artifact_refused"),
     "pickle": ({"pytorch_model.bin": b"\x80\x04K\x01."}, "pickle_refused"),
     "pickle by another name": ({"model.safetensors": b"\x80\x04K\x01."}, "pickle_refused"),
+    "pickle of text": ({"vocab.txt": b"S'" + b"a" * 5000 + b"'\n0cos\nsystem\n(S'true'\ntR."}, "pickle_refused"),
+    "many values": ({"tokenizer.json": b"[" + b"[]," * 1_500_000 + b"[]]"}, "artifact_refused"),
     "unknown": ({"model.exe": b"MZ"}, "artifact_refused"),
 }
 
