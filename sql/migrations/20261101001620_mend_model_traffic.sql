@@ -6,6 +6,10 @@ alter table public.model_metadata add column hosting jsonb check (jsonb_typeof(h
 comment on column public.model_metadata.hosting is
   'What its own endpoint serves: {"repository", "revision", "status", "since"}; another `since` is another state.';
 
+-- Evaluations from before this was written down may be of other weights than an endpoint serves by now.
+update public.model_metadata set performance_metrics = performance_metrics - 'evaluation'
+where provider in ('huggingface', 'runpod') and performance_metrics ? 'evaluation';
+
 -- Writes down what a version's endpoint serves, unless the version has users, or one who wrote of another state was
 -- faster: `compared_since` is the state the caller has seen (null: none). One of
 --   {"outcome": "noted"}
