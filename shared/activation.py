@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,18 +14,18 @@ from shared.canary import Action
 from shared.clients import Clients
 from shared.errors import (
     Conflict,
-    DatabaseUnavailable,
     DeadlineExceeded,
     GateRefused,
     GatewayError,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     Unavailable,
 )
 from shared.evaluation import Example
 from shared.hosting import Release
 from shared.models import Deadline
-from shared.registry import Text, Traffic, Version
+from shared.registry import Hosting, Text, Traffic, Version
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.telemetry import Trace, logger
@@ -93,8 +94,8 @@ class Checks(Wire):
 async def host(clients: Clients, model_name: str, name: str, at: Host) -> HostedVersion:
     """Have a version's provider serve it, and write down what it is called there.
 
-    Raises `Conflict` for a version that has users, `InvalidRequest` where its provider has no hosting, and what
-    `hosting.host` does.
+    While its endpoint is made another, nobody can activate it. Raises `Conflict` for a version that has users or may
+    get them back, `InvalidRequest` where its provider has no hosting, and what `hosting.host` does.
     """
     db = database.as_gateway(clients.http, clients.settings)
     version = await registry.version(db, model_name, name)
@@ -102,16 +103,21 @@ async def host(clients: Clients, model_name: str, name: str, at: Host) -> Hosted
         raise Conflict(f"Version {name} has users: host another one.")
     if version.provider is None:
         raise InvalidRequest(f"Version {name} has no provider: deploy another one that has.")
+    seen = version.hosting
+    now = datetime.now(UTC).isoformat()
+    begun = seen
+    if begun is None or (begun.repository, begun.revision) != (at.repository, at.revision):
+        begun = Hosting(repository=at.repository, revision=at.revision, status="starting", since=now)
+        await registry.note_hosting(db, version, begun, after=seen)
     release = Release(model_name, name, at.repository, at.revision)
-    hosted = await hosting.host(clients.http, clients.settings, version.provider, release)
-    if hosted.provider_model not in (None, version.provider_model):
-        query = db.from_("model_metadata").update({"provider_model": hosted.provider_model}).eq("id", version.id)
-        try:
-            await database.run(query.execute())
-        except DatabaseUnavailable as error:
-            if (await registry.version(db, model_name, name)).weight:
-                raise Conflict(f"Meanwhile version {name} has users: host another one.") from error
-            raise
+    try:
+        hosted = await hosting.host(clients.http, clients.settings, version.provider, release)
+    except (InvalidRequest, Misconfigured):  # all is as it was
+        if begun is not seen:
+            await registry.note_hosting(db, version, seen, after=begun)
+        raise
+    stands = begun.model_copy(update={"status": hosted.status, **({"since": now} if hosted.changed else {})})
+    await registry.note_hosting(db, version, stands, begun, hosted.provider_model)
     return HostedVersion(
         model_name=model_name,
         version=name,
@@ -150,6 +156,9 @@ async def activate(
     if not (version.provider and version.provider_model):
         raise registry.not_served(name)
     _model(clients, version)  # raises for one that couldn't be asked, forced or not
+    if version.hosting and version.hosting.status != "ready":
+        stands = version.hosting.status
+        raise Conflict(f"Version {name} is {stands} at its provider: have it hosted until it is ready.")
     url = None if in_worker else clients.settings.deployment_queue_url
     numbers: dict[str, Any] | None = None
     if not how.force and not version.is_active:
@@ -175,8 +184,7 @@ async def activate(
     summary = _summary(numbers) if numbers else {"forced": how.force}
     traffic = await registry.activate(
         db,
-        model_name,
-        name,
+        version,
         how.weight,
         active.version if active else None,
         other.version if other else None,
@@ -247,8 +255,7 @@ async def _check(db: AsyncPostgrestClient, version: Version, actor: str) -> Chec
     found = await _weigh(db, version)
     told = (found.reason, found.numbers)
     if found.action == "promoted":
-        name = found.version
-        await registry.activate(db, found.model_name, name, None, found.active, name, actor, *told)
+        await registry.activate(db, version, None, found.active, found.version, actor, *told)
     elif found.action == "rolled_back":
         await registry.roll_back(db, found.model_name, actor, *told, canary=found.version)
     else:
@@ -317,8 +324,15 @@ def _circumstances(
         "minimum": settings.gate_minimum,
         "tolerance": settings.gate_tolerance,
         "compared_with": active.version if active else None,
-        "asked": [[each.provider, each.provider_model] for each in (version, active) if each],
+        "asked": [_asked(each) for each in (version, active) if each],
     }
+
+
+def _asked(version: Version) -> list[str | None]:
+    """Which weights answer, as far as one can tell: an endpoint keeps its address when it gets others."""
+    served = version.hosting
+    named = [version.provider, version.provider_model]
+    return [*named, served.repository, served.revision, served.since] if served else named
 
 
 def _model(clients: Clients, version: Version) -> Any:

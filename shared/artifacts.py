@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shared import gguf, onnx, safetensors
-from shared.contents import Content, remembering_its_head
+from shared.contents import Content, remembering_its_head, values
 from shared.errors import ArtifactRefused, PickleRefused
 
 MANIFEST = "manifest.json"
@@ -55,6 +55,10 @@ TEXT_NAMES = {"LICENSE", "NOTICE"}
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
+CALLS = {"INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX"}
+ARGUMENTS = {"TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET", "DUP"}
+OPCODES = 100_000  # no text reads as a pickle for so long
+JSON_VALUES = 3_000_000  # the largest tokenizers, of 260,000 words and 510,000 merges, have less than 2 million
 # Of configurations: what tells one model from another.
 KEPT = {
     "model_type",
@@ -208,17 +212,22 @@ def _read(form: str, content: Content) -> dict[str, Any]:
 
 def _json(content: Content) -> dict[str, Any]:
     """Parsed to its end; NaN and Infinity pass, for Python's own writer puts them into configurations."""
+    document = _whole(content)
+    if values(document) > JSON_VALUES:
+        raise ArtifactRefused(f"it has more than {JSON_VALUES} values: split it, or leave it out.")
     try:
         # Only what is kept of an object stays: a vocabulary as a dictionary would need ten times its size.
-        parsed = json.loads(_whole(content), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k in KEPT})
+        parsed = json.loads(document, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k in KEPT})
     except (ValueError, RecursionError) as error:
         raise ArtifactRefused("it is no JSON: correct it, or leave it out.") from error
     return parsed if isinstance(parsed, dict) else {}
 
 
 def _text(content: Content) -> dict[str, Any]:
+    data = _whole(content)
+    _refuse_pickle(data)
     try:
-        text = _whole(content).decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise ArtifactRefused("it is no text in UTF-8: convert it, or leave it out.") from error
     if "\0" in text:
@@ -259,12 +268,16 @@ def _unknown(content: Content) -> ArtifactRefused:
 def _refuse_disguised(content: Content) -> None:
     """Raises for what is no model's file whatever it is called."""
     head = content.read(0, HEAD_BYTES)
-    if _is_pickle(head):
-        raise PickleRefused("it is a pickle by its content, which runs code: save the weights as safetensors.")
+    _refuse_pickle(head)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
         raise ArtifactRefused("it is an archive or compressed: unpack it, or make it a .tar.gz of its own.")
     if head[257:262] == b"ustar":
         raise ArtifactRefused("it is an archive: name it .tar, and put no archive into another.")
+
+
+def _refuse_pickle(data: bytes) -> None:
+    if _is_pickle(data):
+        raise PickleRefused("it is a pickle by its content, which runs code: save the weights as safetensors.")
 
 
 def _is_pickle(head: bytes) -> bool:
@@ -274,13 +287,38 @@ def _is_pickle(head: bytes) -> bool:
         return _has_objects(head)
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
-    names = set()
-    try:  # protocols 0 and 1 are printable and have no mark: read up to their end
-        for opcode, _, _ in pickletools.genops(head):
-            names.add(opcode.name)
-    except Exception:  # it raises what it likes for what is none
+    try:
+        return _runs_code(head)
+    except Exception:  # `genops` raises what it likes for what is no pickle
         return False
-    return bool(names & RUNS_CODE)
+
+
+def _runs_code(data: bytes) -> bool:
+    """Whether an unpickler runs code in it, as protocols 0 and 1, which are printable and have no mark.
+
+    It does at a call that finds its arguments on the stack, whatever follows: words are opcodes too, but make no calls.
+    Raises for what ends before, or is none.
+    """
+    stack: list[str] = []  # the opcodes that have put something there
+    seen = set()
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        takes = len(opcode.stack_before)
+        if pickletools.markobject in opcode.stack_before:
+            takes = opcode.stack_before.index(pickletools.markobject)
+            while stack.pop() != "MARK":
+                pass
+        if opcode.name in ("GLOBAL", "INST") and not re.fullmatch(r"\S+ \S+", str(argument)):
+            return False  # it would be a module and a name in it
+        if opcode.name in CALLS and (opcode.name != "REDUCE" or stack[-1] in ARGUMENTS):
+            return True
+        if takes > len(stack):
+            return False
+        del stack[len(stack) - takes :]
+        stack += [opcode.name] * len(opcode.stack_after)
+        seen.add(opcode.name)
+        if number == OPCODES:
+            return True
+    return bool(seen & RUNS_CODE)
 
 
 def _has_objects(head: bytes) -> bool:

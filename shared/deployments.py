@@ -6,6 +6,7 @@ runs out a minute after he was last heard of, and anybody goes on from there.
 """
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ LEAST_SECONDS = 0.2  # of a request, for bringing files
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
 METRICS_DEPTH = 20
+# What a version's own manifest says of where it comes from.
+PROVENANCE = ("baseModel", "source", "sourceState", "metrics", "trainingDataSize", "datasetExportId", "fineTunedOn")
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -119,11 +122,13 @@ class Deployment(Wire):
     uploads: Sequence[SignedUpload] = ()
 
 
-async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, in_background: bool) -> Deployment:
+async def begin(
+    clients: Clients, run: Deploy, actor: str, deadline: Deadline, in_background: bool, state: str | None = None
+) -> Deployment:
     """Register a version and bring its files as far as the time allows; a worker does the rest.
 
-    The same request again goes on with what there is. Raises `Conflict` for a version that is something else, and what
-    is wrong with the files.
+    The same request again goes on with what there is; `state` names that of its source. Raises `Conflict` for a version
+    that is something else, and what is wrong with the files.
     """
     settings, db = clients.settings, database.as_gateway(clients.http, clients.settings)
     _storage(clients).destination("")  # without its settings nothing is begun
@@ -133,7 +138,7 @@ async def begin(clients: Clients, run: Deploy, actor: str, deadline: Deadline, i
     registered = await database.call(
         db,
         "register_model",
-        {"model_name": run.model_name, "version": run.version, "columns": _columns(run), "actor": actor},
+        {"model_name": run.model_name, "version": run.version, "columns": _columns(run, state), "actor": actor},
     )
     if registered["outcome"] == "exists":
         raise _taken(run.model_name, registered)
@@ -203,34 +208,45 @@ async def finalize(clients: Clients, model_name: str, name: str, deadline: Deadl
     return await registry.version(db, model_name, name)
 
 
-async def from_manifest(clients: Clients, bucket: str, key: str, etag: str, deadline: Deadline) -> None:
+async def from_manifest(clients: Clients, bucket: str, key: str, deadline: Deadline) -> None:
     """Deploy what a training job has put into its bucket, once however often its event comes.
 
-    The manifest is the job's last file: a `Run` as JSON, for the files beside it. Without a version the manifest's own
-    state names one. What is wrong with it is logged, and stays so until it is written anew.
+    The manifest is the job's last file: a `Run` as JSON, for the files beside it. Without a version its place and the
+    state of all these files name one. What is wrong with it is logged, and stays so until it is written anew.
     """
     if bucket != clients.settings.training_bucket:
         logger.error("an event of a bucket that is not TRAINING_BUCKET", extra={"bucket": bucket})
         return
-    folder = key.rpartition("/")[0]
     try:
-        content = await asyncio.to_thread(_small_object, bucket, key)
-        told = json.loads(content)
-        if not isinstance(told, dict):
-            raise InvalidRequest("it is no JSON object")
-        leave_out = [*told.get("leaveOut", []), key.rpartition("/")[2]]
-        named = {"version": f"run-{etag.strip(chr(34))[:12]}", **told, "leaveOut": leave_out}
-        run = Deploy(**named | {"source": f"s3://{bucket}/{folder}{'/' if folder else ''}"})
-        await begin(clients, run, f"s3://{bucket}/{key}", deadline, in_background=True)
-    except Conflict as error:
-        if isinstance(error, TransferRunning):
-            raise
-        logger.info("a manifest that was deployed before", extra={"key": key, "reason": error.message})
-    except (Unavailable, Misconfigured):
+        run, state = await asyncio.to_thread(_announced, bucket, key)
+        await _begin_once(clients, run, state, f"s3://{bucket}/{key}", deadline)
+    except (Unavailable, Misconfigured, TransferRunning):
         raise
     except (GatewayError, ValidationError, ValueError, TypeError) as error:
         reason = error.message if isinstance(error, GatewayError) else _first_problem(error)
         logger.error("a manifest that can't be deployed", extra={"bucket": bucket, "key": key, "reason": reason})
+
+
+async def _begin_once(clients: Clients, run: Deploy, state: str, manifest: str, deadline: Deadline) -> None:
+    """Begin a version, unless the same files are it already. Raises `Conflict` for one that is something else."""
+    try:
+        await begin(clients, run, manifest, deadline, in_background=True, state=state)
+    except Conflict as error:
+        if isinstance(error, TransferRunning) or not await _is_of(clients, run, state):
+            raise
+        logger.info("a manifest that was deployed before", extra={"manifest": manifest, "reason": error.message})
+
+
+async def _is_of(clients: Clients, run: Deploy, state: str) -> bool:
+    """Whether the version was made of this state of its source, as its own manifest says; older ones don't say."""
+    if run.version == _version_of(state):
+        return True
+    try:
+        manifest = await _storage(clients).read(f"{run.model_name}/{run.version}/{artifacts.MANIFEST}")
+    except NotFound:
+        return False
+    provenance: dict[str, Any] = json.loads(manifest)["provenance"]
+    return provenance.get("source") == run.source and provenance.get("sourceState", state) == state
 
 
 async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
@@ -478,8 +494,8 @@ class _Work:
         )
 
 
-def _columns(run: Deploy) -> dict[str, Any]:
-    told = run.model_dump(by_alias=True, mode="json")
+def _columns(run: Deploy, state: str | None = None) -> dict[str, Any]:
+    told = run.model_dump(by_alias=True, mode="json") | {"sourceState": state}
     return {
         "status": "uploading" if run.source == UPLOAD else "transferring",
         "source": run.source,
@@ -495,11 +511,7 @@ def _columns(run: Deploy) -> dict[str, Any]:
             "files": told["files"],
             "leaveOut": run.leave_out,
             "allowPickle": run.allow_pickle,
-            "provenance": {
-                key: told[key]
-                for key in ("baseModel", "source", "metrics", "trainingDataSize", "datasetExportId", "fineTunedOn")
-                if told[key] is not None
-            },
+            "provenance": {key: told[key] for key in PROVENANCE if told[key] is not None},
         },
     }
 
@@ -546,11 +558,28 @@ def _taken(model_name: str, row: Mapping[str, Any]) -> Conflict:
     )
 
 
-def _small_object(bucket: str, key: str) -> bytes:
-    [remote] = sources.find(f"s3://{bucket}/{key}", transfers.client())
-    if remote.size > MANIFEST_BYTES:
+def _announced(bucket: str, key: str) -> tuple[Deploy, str]:
+    """The run of a manifest with all that is beside it, and the state of these; it has a version in any case."""
+    name = key.rpartition("/")[2]
+    source = f"s3://{bucket}/{key.removesuffix(name)}"
+    found = sources.find(source, transfers.client())
+    manifest = next((remote for remote in found if remote.path == name), None)
+    if manifest is None:
+        raise InvalidRequest("it isn't there any more")
+    if manifest.size > MANIFEST_BYTES:
         raise InvalidRequest(f"it has more than {MANIFEST_BYTES} bytes")
-    return b"".join(remote.chunks(0, remote.size))
+    told = json.loads(b"".join(manifest.chunks(0, manifest.size)))
+    if not isinstance(told, dict):
+        raise InvalidRequest("it is no JSON object")
+    run = Deploy(**told | {"leaveOut": [*(told.get("leaveOut") or []), name], "source": source})
+    rules = artifacts.Rules(leave_out=run.leave_out)
+    files = transfers.fingerprint([remote for remote in found if not rules.leaves_out(remote.path)])
+    state = hashlib.sha256(json.dumps([key, manifest.etag, files]).encode()).hexdigest()
+    return run.model_copy(update={"version": run.version or _version_of(state)}), state
+
+
+def _version_of(state: str) -> str:
+    return f"run-{state[:12]}"
 
 
 def _first_problem(error: Exception) -> str:

@@ -13,7 +13,7 @@ Every other provider has no such API here, or nothing that it would be needed fo
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -56,12 +56,16 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """How it stands with a version: `provider_model` is for its row, and None while it has no address yet."""
+    """How it stands with a version: `provider_model` is for its row, and None while it has no address yet.
+
+    `changed` says that what was there has just been made another.
+    """
 
     status: Status
     message: str
     provider_model: str | None
     endpoint: str | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ async def _at_hugging_face(api: Api, settings: Settings, release: Release) -> Ho
     model = {"repository": release.repository} | ({"revision": release.revision} if release.revision else {})
     compute = {"accelerator": "gpu", "instanceType": instance_type, "instanceSize": instance_size}
     found = await api.ask("GET", f"{place}/{name}", absent=404)
+    changed = found is not None and _differs(found, model, compute)
     if found is None:
         gpus = re.fullmatch(r"x(\d+)", instance_size)
         image = {"url": settings.huggingface_image, "port": 8000, "tensorParallelSize": int(gpus[1]) if gpus else 1}
@@ -176,9 +181,9 @@ async def _at_hugging_face(api: Api, settings: Settings, release: Release) -> Ho
             },
         }
         found = await api.ask("POST", place, body, absent=409) or await api.ask("GET", f"{place}/{name}")
-    elif _differs(found, model, compute):
+    elif changed:
         found = await api.ask("PUT", f"{place}/{name}", {"compute": compute, "model": model})
-    return _hugging_face_state(api, found, name)
+    return replace(_hugging_face_state(api, found, name), changed=changed)
 
 
 def _differs(found: dict[str, Any], model: dict[str, Any], compute: dict[str, str]) -> bool:
@@ -212,6 +217,7 @@ async def _at_runpod(api: Api, settings: Settings, release: Release) -> Hosted:
     if not isinstance(listed, list):  # another one of the same name would be made
         raise api.unreadable()
     found = next((row for row in listed if isinstance(row, dict) and row.get("name") == name), None)
+    changed = found is not None and any(_part(found, "env").get(variable) != value for variable, value in env.items())
     if found is None:
         body = {
             "name": name,
@@ -222,13 +228,14 @@ async def _at_runpod(api: Api, settings: Settings, release: Release) -> Hosted:
             "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},  # seconds
         }
         found = await api.ask("POST", "/serverless", body)
-    elif any(_part(found, "env").get(variable) != value for variable, value in env.items()):
+    elif changed:
         path = f"/serverless/{quote(str(found.get('id')), safe='')}"
         found = await api.ask("PATCH", path, {"templateId": template_id, "env": env})
     endpoint_id = (found or {}).get("id")
     if not isinstance(endpoint_id, str) or not endpoint_id:
         raise api.unreadable()
-    return Hosted("ready", "The endpoint takes questions, and starts with the first of them.", endpoint_id, name)
+    message = "The endpoint takes questions, and starts with the first of them."
+    return Hosted("ready", message, endpoint_id, name, changed)
 
 
 def _chosen(settings: Settings, *names: str) -> list[str]:

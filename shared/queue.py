@@ -24,6 +24,12 @@ class Delivery:
     body: str
     seconds: float
 
+    def message(self) -> dict[str, Any]:
+        """What is to be done; of a dead letter that Lambda wrapped, the event that the invocation had."""
+        told = json.loads(self.body)
+        message: dict[str, Any] = told.get("requestPayload", told)
+        return message
+
 
 async def send(queue_url: str, body: Mapping[str, Any], delay_seconds: int = 0) -> None:
     """Put one message on the queue, to be delivered after the delay (15 minutes at most). Raises `Unavailable`."""

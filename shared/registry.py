@@ -21,6 +21,15 @@ Name = Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9][A
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 
 
+class Hosting(Wire):
+    """What a version's own endpoint serves; `since` is another one whenever it was made to serve something else."""
+
+    repository: str
+    revision: str | None
+    status: str
+    since: str
+
+
 class Version(Wire):
     """A version as admins see it; `weight` is its share of its name's users, `share` of the users of all names."""
 
@@ -32,6 +41,7 @@ class Version(Wire):
     failure: str | None
     provider: str | None
     provider_model: str | None
+    hosting: Hosting | None
     is_active: bool
     is_canary: bool
     weight: float
@@ -141,10 +151,42 @@ async def paths(db: AsyncPostgrestClient, model_name: str, name: str) -> list[st
     return [file["path"] for file in found.files or []]
 
 
+async def note_hosting(
+    db: AsyncPostgrestClient,
+    version: Version,
+    hosting: Hosting | None,
+    after: Hosting | None,
+    provider_model: str | None = None,
+) -> None:
+    """Write down what the version's own endpoint serves; `after` is the state that was seen.
+
+    Raises `Conflict` for a version that has users, or others than these weights could come back to, and where somebody
+    was faster.
+    """
+    arguments = {
+        "model_name": version.model_name,
+        "version": version.version,
+        "hosting": hosting and hosting.model_dump(),
+        "compared_since": after and after.since,
+        "provider_model": provider_model,
+    }
+    told = await database.call(db, "note_hosting", arguments)
+    match told["outcome"]:
+        case "unknown":
+            raise unknown(version.model_name, version.version)
+        case "served":
+            raise Conflict(f"Version {version.version} has users: host another one.")
+        case "was_served":
+            raise Conflict(
+                f"Version {version.version} had users, and a rollback may bring it back: host other weights as another."
+            )
+        case "conflict":
+            raise Conflict(f"Meanwhile somebody else had version {version.version} hosted: look again.")
+
+
 async def activate(
     db: AsyncPostgrestClient,
-    model_name: str,
-    name: str,
+    version: Version,
     weight: float | None,
     compared_with: str | None,
     compared_canary: str | None,
@@ -154,19 +196,26 @@ async def activate(
 ) -> Traffic:
     """Give a version all of its name's users, or a part of them beside the active one.
 
-    `compared_with` and `compared_canary` are the versions that had users when it was decided: of two who decide at once
-    the second gets a `Conflict`. Raises `NotFound`, and `InvalidRequest` for a version that nobody can ask.
+    `version` is how it stood, and `compared_with` and `compared_canary` are the versions that had users, when it was
+    decided: of two who decide at once the second gets a `Conflict`, and so does who decided on a version that is asked
+    elsewhere since, or serves other weights. Raises `NotFound`, and `InvalidRequest` for a version that nobody can ask.
     """
+    model_name, name, hosting = version.model_name, version.version, version.hosting
+    evaluated = {
+        "provider": version.provider,
+        "provider_model": version.provider_model,
+        "hosting": hosting and hosting.model_dump(),
+    }
     told = await database.call(
         db,
-        "activate_model",
+        "activate_evaluated_model",
         {
             "model_name": model_name,
             "version": name,
+            "evaluated": evaluated,
             "weight": weight,
             "compared_with": compared_with,
             "compared_canary": compared_canary,
-            "check_compared": True,
             "actor": actor,
             "reason": reason,
             "numbers": numbers,
@@ -179,6 +228,8 @@ async def activate(
             raise not_ready(name, told["status"])
         case "not_served":
             raise not_served(name)
+        case "changed":
+            raise Conflict(f"Meanwhile version {name} is another model at its provider: activate it again.")
         case "no_active":
             raise Conflict(f"weight: no other version of {model_name} is active that the rest of the users could have.")
         case "conflict":

@@ -9,12 +9,13 @@ import math
 import sys
 from typing import Any, NamedTuple
 
-from shared.contents import Content
+from shared.contents import Content, values
 from shared.errors import ArtifactRefused
 
 HEADER_BYTES = 100_000_000  # the format's own limit
 DIMENSIONS = 32
 TENSORS = 200_000  # far more than any model's file has, and what fits into a small function's memory
+VALUES = 15 * TENSORS  # of JSON; a tensor of six dimensions has twelve
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -59,6 +60,8 @@ def facts(content: Content) -> dict[str, Any]:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
+    if values(raw) > VALUES:
+        raise ArtifactRefused(f"its header has more than {VALUES} values, which no model's has: split it.")
     try:
         header = json.loads(raw, object_pairs_hook=_compact) if raw[:1] == b"{" else None
     except (ValueError, RecursionError) as error:

@@ -72,7 +72,7 @@ class Upload:
 class Position:
     """How far a transfer has come, as JSON that its caller keeps.
 
-    `source` names the state (path, size, ETag) of all source files together; bytes are those of the source.
+    `source` is the fingerprint of the files that are to be stored; bytes are those of the source.
     """
 
     source: str
@@ -160,10 +160,12 @@ def transfer_all(
     Raises what can't be mended (`ArtifactRefused`, `SourceRefused`, `SourceChanged`, `Misconfigured`) after it has
     removed all that it had stored. `StorageUnavailable` is to be tried again with the position last kept.
     """
-    total = sum(remote.size for remote in sources if not rules.leaves_out(remote.path))
-    fresh = Position(_fingerprint(sources), total)
+    wanted = [remote for remote in sources if not rules.leaves_out(remote.path)]
+    fresh = Position(fingerprint(wanted), sum(remote.size for remote in wanted))
     start = Position.of(position) if position else fresh
-    if position and not all(remote.etag for remote in sources):  # nobody knows whether they are the same
+    if start.source == fingerprint(sources):  # as positions were kept once, with what is left out
+        start = replace(start, source=fresh.source)
+    if position and not all(remote.etag for remote in wanted):  # nobody knows whether they are the same
         abandon(destination, position)
         start = fresh
     hashes = {path: sha.lower() for path, sha in expected.items()}
@@ -172,7 +174,7 @@ def transfer_all(
         if start.source != fresh.source:
             raise SourceChanged("The source's files have changed since their transfer began: start again.")
         with ThreadPoolExecutor(THREADS) as run.pool:
-            run.all(sources)
+            run.all(wanted)
     except OutOfTime:
         return Outcome(run.at.files, run.at.wire())
     except GatewayError as error:
@@ -180,6 +182,12 @@ def transfer_all(
             _clean_up(destination, run.at.wire())
         raise
     return Outcome(run.at.files, None)
+
+
+def fingerprint(sources: Sequence[Remote]) -> str:
+    """The state of all these files together: their paths, sizes and ETags."""
+    states = [[remote.path, remote.size, remote.etag] for remote in sources]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def abandon(destination: Destination, position: Mapping[str, Any]) -> None:
@@ -348,8 +356,6 @@ class _Run:
         plain: list[tuple[str, Content]] = []
         packed: list[Remote] = []
         for remote in sources:
-            if self.rules.leaves_out(remote.path):
-                continue
             content = _content(remote)
             if not artifacts.is_archive(remote.path):
                 names.admit(remote.path, remote.size)
@@ -546,11 +552,6 @@ def _content(remote: Remote) -> Content:
     if remote.read is None:
         return Stream(remote.chunks(0, remote.size)).content(remote.size)
     return Content(remote.size, remote.read, remote.size, chunks=remote.chunks)
-
-
-def _fingerprint(sources: Sequence[Remote]) -> str:
-    states = [[remote.path, remote.size, remote.etag] for remote in sources]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _type(facts: FileFacts) -> str:

@@ -1,7 +1,6 @@
 """What comes to deploy-model without HTTP: its queue, objects in the training bucket, and the schedule."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
@@ -18,7 +17,7 @@ MANIFESTS = "manifest.json"
 
 async def consume(delivery: Delivery) -> None:
     """Whatever stands in a message of the queue, objects' events too. Raises what makes it come again."""
-    body = json.loads(delivery.body)
+    body = delivery.message()
     if "transfer" in body:
         await deployments.carry_on(await kept(), int(body["transfer"]), delivery.seconds)
     elif "activate" in body:
@@ -44,4 +43,4 @@ async def _object_made(record: Mapping[str, Any], seconds: float) -> None:
     key = unquote_plus(made["key"])  # as S3 writes them
     if record["eventName"].removeprefix("s3:").startswith("ObjectCreated:") and key.rpartition("/")[2] == MANIFESTS:
         bucket = record["s3"]["bucket"]["name"]
-        await deployments.from_manifest(await kept(), bucket, key, made.get("eTag", ""), Deadline.after(seconds))
+        await deployments.from_manifest(await kept(), bucket, key, Deadline.after(seconds))

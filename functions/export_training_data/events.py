@@ -1,6 +1,5 @@
 """What comes to export-training-data without HTTP: its queue, and its schedules."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +17,11 @@ SCHEDULES = ("aws.events", "aws.scheduler")
 
 
 async def consume(delivery: Delivery) -> None:
-    """A message of the queue. Raises what makes it come again."""
-    body = json.loads(delivery.body)
-    if "export" in body:
+    """Whatever stands in a message of the queue, a schedule's event too. Raises what makes it come again."""
+    body = delivery.message()
+    if body.get("source") in SCHEDULES:
+        await occurred(body, delivery.seconds)
+    elif "export" in body:
         await exports.carry_on(await kept(), int(body["export"]), delivery.seconds)
     elif "fineTune" in body:
         await fine_tuning.carry_on(await kept(), int(body["fineTune"]), delivery.seconds)

@@ -475,23 +475,115 @@ def _until_over(registry: Registry, version: str) -> None:
     raise AssertionError(registry.row(version))
 
 
-def test_a_version_is_hosted_by_its_provider(registry: Registry, stack: Stack) -> None:
-    hub = HuggingFace()
+@pytest.fixture
+def hosting(registry: Registry, stack: Stack, provider: Tuned) -> Iterator[Registry]:
+    """Functions whose Inference Endpoints all have the tuned models' address, and v1 with the files of one."""
+    hub = HuggingFace(url=provider.url)
     with serving(hub.app()) as url:
-        rows = {"huggingface": {"base_url": f"{url}/v1", "hosting_url": f"{url}/v2", "dedicated": "http://127.0.0.1:*"}}
+        row = {"base_url": f"{url}/v1", "hosting_url": f"{url}/v2", "dedicated": "http://127.0.0.1:*"}
+        rows = {"huggingface": row, "tuned": {"base_url": f"{provider.url}/v1"}}
         chosen = {"NAMESPACE": "ton", "REGION": "us-east-1", "INSTANCE_TYPE": "nvidia-l4", "INSTANCE_SIZE": "x1"}
         environment = {f"HUGGINGFACE_{name}": value for name, value in chosen.items()}
-        environment |= {"MODEL_PROVIDERS": json.dumps(rows), "HUGGINGFACE_API_KEY": KEY}
-        with stack.functions(MODEL_CHAIN="huggingface:any", **environment) as origin:
-            hosting = Registry(stack, origin, registry.training, registry.storage, registry.name)
-            hosting.deploy(hosting.put({"config.json": CONFIG}), provider="huggingface")
-            body = {"repository": "ton/llama-ton"}
-            answers = [hosting.call("POST", f"/{registry.name}/v1/host", body) for _ in range(3)]
-            row = hosting.row("v1")
-            bad = hosting.call("POST", f"/{registry.name}/v1/host", {"repository": "../x"})
+        environment |= {"MODEL_PROVIDERS": json.dumps(rows), "HUGGINGFACE_API_KEY": KEY, "TUNED_API_KEY": "key"}
+        with stack.functions(MODEL_CHAIN="tuned:chained", **environment) as origin:
+            hosted = Registry(stack, origin, registry.training, registry.storage, registry.name)
+            hosted.deploy(hosted.put({"config.json": CONFIG}), provider="huggingface")
+            yield hosted
+
+
+def host(hosting: Registry, repository: str, times: int = 1) -> list[httpx.Response]:
+    body = {"repository": repository}
+    return [hosting.call("POST", f"/{hosting.name}/v1/host", body) for _ in range(times)]
+
+
+def endpoint_of(hosting: Registry) -> str:
+    """What the version's endpoint is called."""
+    return str(hosting.row("v1")["providerModel"].partition("#")[2])
+
+
+def test_a_version_is_hosted_by_its_provider(hosting: Registry, provider: Tuned) -> None:
+    answers = host(hosting, "ton/llama-ton", times=3)
+    row = hosting.row("v1")
+    [bad] = host(hosting, "../x")
 
     assert [answer.status_code for answer in answers] == [202, 200, 200]
     assert answers[0].json()["status"] == "starting"
     assert row["providerModel"] == answers[-1].json()["providerModel"]
-    assert row["providerModel"].startswith("https://vksrvs8pc1xnifhq.us-east-1.aws.endpoints.huggingface.cloud/v1#")
+    assert row["providerModel"].startswith(f"{provider.url}/v1#")
+    assert (row["hosting"]["repository"], row["hosting"]["status"]) == ("ton/llama-ton", "ready")
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_request")
+    assert hosting.row("v1")["hosting"] == row["hosting"]
+
+
+def test_other_weights_at_the_same_endpoint_are_evaluated_anew(hosting: Registry, provider: Tuned) -> None:
+    host(hosting, "ton/good", times=2)
+    alone = hosting.activate("v1", weight=0.1)
+    assert (alone.status_code, alone.json()["code"]) == (409, "conflict")
+    assert hosting.row("v1")["performanceMetrics"]["evaluation"]["verdict"] == "passed"
+    provider.scripts[endpoint_of(hosting)] = [lambda: Response(status_code=401)] * 100
+
+    host(hosting, "ton/bad")
+    starting = hosting.activate("v1", force=True)
+    host(hosting, "ton/bad")
+    refused = hosting.activate("v1")
+
+    assert (starting.status_code, starting.json()["code"]) == (409, "conflict")
+    assert "starting" in starting.json()["error"]
+    assert (refused.status_code, refused.json()["code"]) == (409, "gate_refused")
+    assert hosting.served() == {}
+
+
+def test_weights_that_are_swapped_while_others_are_evaluated_get_no_users(hosting: Registry, provider: Tuned) -> None:
+    host(hosting, "ton/good", times=2)
+    endpoint = endpoint_of(hosting)
+    provider.held.add(endpoint)
+
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(hosting.activate, "v1")
+        for _ in range(1000):
+            if endpoint in provider.arrived:
+                break
+            time.sleep(0.01)
+        swapped = host(hosting, "ton/bad", times=2)
+        provider.held.clear()
+        answer = asking.result()
+
+    assert [each.status_code for each in swapped] == [202, 200]
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict"), answer.text
+    assert hosting.served() == {}
+
+
+def test_a_version_that_a_rollback_may_bring_back_keeps_its_weights(hosting: Registry) -> None:
+    host(hosting, "ton/good", times=2)
+    hosting.ready("v2")
+    for version in ("v1", "v2"):
+        assert hosting.activate(version).status_code == 200
+
+    [other], [same] = host(hosting, "ton/bad"), host(hosting, "ton/good")
+
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    assert "rollback" in other.json()["error"]
+    assert (same.status_code, same.json()["status"]) == (200, "ready")
+
+
+def test_a_version_that_is_asked_elsewhere_meanwhile_gets_no_users(
+    registry: Registry, provider: Tuned, stack: Stack
+) -> None:
+    registry.ready("v1", model="good-1")
+    provider.held.add("good-1")
+
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(registry.activate, "v1")
+        for _ in range(1000):
+            if "good-1" in provider.arrived:
+                break
+            time.sleep(0.01)
+        with psycopg.connect(stack.database_url, autocommit=True) as database:
+            database.execute(
+                "update public.model_metadata set provider_model = 'bad-1' where model_name = %s", [registry.name]
+            )
+        provider.held.clear()
+        answer = asking.result()
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict"), answer.text
+    assert registry.served() == {}

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -110,6 +111,8 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     "zip bomb": ({"model.tar.gz": gzip.compress(bytes(60 * MIB))}, "artifact_refused"),
     "pickle": ({"pytorch_model.bin": b"\x80\x04K\x01."}, "pickle_refused"),
     "pickle by another name": ({"model.safetensors": b"\x80\x04K\x01."}, "pickle_refused"),
+    "pickle of text": ({"vocab.txt": b"S'" + b"a" * 5000 + b"'\n0cos\nsystem\n(S'true'\ntR."}, "pickle_refused"),
+    "many values": ({"tokenizer.json": b"[" + b"[]," * 1_500_000 + b"[]]"}, "artifact_refused"),
     "unknown": ({"model.exe": b"MZ"}, "artifact_refused"),
 }
 
@@ -351,19 +354,89 @@ def test_a_manifest_in_the_training_bucket_starts_a_deployment(registry: Registr
     assert {file["path"] for file in version["files"]} == set(FILES)
 
 
-def test_the_same_event_again_deploys_nothing_again(registry: Registry) -> None:
-    run = json.dumps({"modelName": registry.name, "baseModel": "llama"}).encode()
+@pytest.mark.parametrize("version", [{}, {"version": None}], ids=["none", "null"])
+def test_the_same_event_again_deploys_nothing_again(registry: Registry, version: dict[str, None]) -> None:
+    run = json.dumps({"modelName": registry.name, "baseModel": "llama", **version}).encode()
     folder = f"{registry.name}/run"
     registry.put(FILES, folder)
     for _ in range(3):
         registry.put({"manifest.json": run}, folder)
 
-    name = f"run-{hashlib.md5(run, usedforsecurity=False).hexdigest()[:12]}"
-    registry.until(name, "ready")
+    [name] = _until_ready(registry, 1)
     registry.put({"manifest.json": run}, folder)
     time.sleep(0.5)
-    models = registry.call("GET", f"?modelName={registry.name}").json()["models"]
-    assert [model["version"] for model in models] == [name]
+    assert re.fullmatch("run-[0-9a-f]{12}", name)
+    assert _until_ready(registry, 1) == [name]
+
+
+def test_the_same_manifest_in_another_folder_or_beside_new_weights_is_another_version(registry: Registry) -> None:
+    run = json.dumps({"modelName": registry.name, "baseModel": "llama", "leaveOut": ["*.log"]}).encode()
+    new = weights(50_000)
+
+    registry.put({**FILES, "manifest.json": run}, f"{registry.name}/7")
+    _until_ready(registry, 1)
+    registry.put({**FILES, "manifest.json": run}, f"{registry.name}/8")
+    _until_ready(registry, 2)
+    registry.put({"train.log": b"done", "model.safetensors": new, "manifest.json": run}, f"{registry.name}/7")
+    versions = _until_ready(registry, 3)
+    registry.put({"train.log": b"done, and tidied up", "manifest.json": run}, f"{registry.name}/7")
+    time.sleep(0.5)
+
+    assert _until_ready(registry, 3) == versions
+    sources = [registry.row(version)["source"].rpartition("/")[0][-1] for version in versions]
+    assert sources == ["7", "8", "7"]
+    assert registry.stored(versions[-1])["model.safetensors"] == new
+
+
+def test_a_manifest_whose_version_is_something_else_is_an_error(registry: Registry) -> None:
+    run = {"modelName": registry.name, "version": "run-7", "baseModel": "llama"}
+    files = {**FILES, "manifest.json": json.dumps(run).encode()}
+    folder = f"{registry.name}/7"
+    registry.put(files, folder)
+    registry.until("run-7", "ready")
+
+    again = _object_made(registry, f"{folder}/manifest.json")
+    registry.put({"model.safetensors": weights(50_000)}, folder)
+    other = _object_made(registry, f"{folder}/manifest.json")
+
+    assert [line["level"] for line in again if "manifest" in line["message"]] == ["INFO"]
+    assert [line["level"] for line in other if "manifest" in line["message"]] == ["ERROR"]
+    assert "versions never change" in other[-1]["reason"]
+
+
+def test_a_dead_letter_of_an_event_is_done_when_it_is_moved_to_the_queue(registry: Registry) -> None:
+    run = {"modelName": registry.name, "version": "run-7", "baseModel": "llama"}
+    registry.put({**FILES, "manifest.json": json.dumps(run).encode()}, f"{registry.name}/7")
+    registry.until("run-7", "ready")
+
+    logged = _object_made(registry, f"{registry.name}/7/manifest.json", wrapped=True)
+
+    assert [line["message"] for line in logged] == ["a manifest that was deployed before"]
+
+
+def _object_made(registry: Registry, key: str, wrapped: bool = False) -> list[dict[str, Any]]:
+    """Invoke the function with an object's event from its queue, as a dead letter if so wished; gives what it logs."""
+    made = {"bucket": {"name": "training"}, "object": {"key": key}}
+    event: dict[str, Any] = {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": made}]}
+    if wrapped:
+        event = {"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event}
+    delivery = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(event)}]}
+    code = "from functions.deploy_model.handler import handler; from infra.local.queue_worker import Context;"
+    code += f"told = handler({delivery!r}, Context('deploy-model')); assert told == {{'batchItemFailures': []}}, told"
+    environment = {**os.environ, **registry.stack.environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _until_ready(registry: Registry, count: int) -> list[str]:
+    """The model's versions, the first first, once so many are there and all are ready."""
+    for _ in range(300):
+        models = registry.call("GET", f"?modelName={registry.name}").json().get("models", [])
+        if len(models) >= count and all(model["status"] == "ready" for model in models):
+            return [model["version"] for model in reversed(models)]
+        time.sleep(0.1)
+    raise AssertionError(models)
 
 
 def test_what_a_request_has_no_time_for_a_worker_does(registry: Registry, stack: Stack) -> None:

@@ -1,5 +1,6 @@
 """Exports however they are run: in shards, by workers whose time is up, killed anywhere, beside others."""
 
+import json
 import os
 import random
 import signal
@@ -160,6 +161,19 @@ def test_a_schedule_exports_what_is_new(corpus: Corpus) -> None:
     ]
     assert [corpus.until(export["exportId"])["rows"] for export in exports] == [0, 50]
     assert {export["actor"] for export in exports} == {"schedule"}
+
+
+def test_a_dead_letter_of_a_schedule_is_done_when_it_is_moved_to_the_queue(corpus: Corpus) -> None:
+    corpus.put_many(50)
+    event = {"source": "aws.scheduler", "export": {"modelVersion": corpus.model}}
+    body = {"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event}
+
+    deliver(corpus.stack, FUNCTION, queued(json.dumps(body)), ALONE)
+
+    [export] = [
+        export for export in corpus.call("GET").json()["exports"] if export["options"]["modelVersion"] == corpus.model
+    ]
+    assert corpus.until(export["exportId"])["rows"] == 50
 
 
 def test_workers_go_on_where_their_time_was_up(corpus: Corpus, stack: Stack) -> None:

@@ -226,6 +226,52 @@ def test_refuses_what_is_no_models_file(name: str, data: bytes, message: str) ->
         checked(name, data)
 
 
+LATE = b"S'" + b"a" * 5000 + b"'\n0cos\nsystem\n(S'true'\ntR"  # a call after what a header is read by
+
+
+@pytest.mark.parametrize("end", [b".", b"", b"\nand words"], ids=["whole", "cut off", "words"])
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model", "LICENSE", "chat_template.jinja"])
+def test_a_pickle_of_text_is_refused_however_late_it_runs_code(name: str, end: bytes) -> None:
+    with pytest.raises(PickleRefused, match="by its content"):
+        checked(name, LATE + end)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [b"(ios\nsystem\n", b"(cos\nsystem\no", b"cos\nsystem\n.", b"I1\n0" * 60_000],
+    ids=["instance", "object", "import", "endless"],
+)
+def test_every_way_of_running_code_is_seen(call: bytes) -> None:
+    with pytest.raises(PickleRefused):
+        checked("vocab.txt", call)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"cat\ndog\n", b"cat\ndog\ncow\nrat\nbird\nRabbit\n", b"(in progress)\ncats\n", b"cats and dogs\n.\n"],
+    ids=["labels", "more labels", "brackets", "a sentence"],
+)
+def test_words_that_are_opcodes_are_text(text: bytes) -> None:
+    assert checked("labels.txt", text).format == "text"
+
+
+def test_a_document_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    many = b"[" + b"[]," * 1_500_000 + b"[]]"
+
+    with pytest.raises(ArtifactRefused, match="more than 3000000 values"):
+        checked("tokenizer.json", many)
+    with pytest.raises(ArtifactRefused, match="more than 3000000 values"):
+        checked("model.safetensors", made.safetensors(b'{"a":' + many + b"}"))
+
+
+def test_the_largest_tokenizers_are_taken() -> None:
+    vocabulary = {f"word{number}": number for number in range(262_144)}
+    merges = [["a", "b"]] * 515_000
+    tokenizer = json.dumps({"model": {"vocab": vocabulary, "merges": merges}}, separators=(",", ":")).encode()
+
+    assert checked("tokenizer.json", tokenizer).format == "json"
+
+
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "model.PT", "a/b.pth", "a.pkl", "last.ckpt", "scaler.joblib", "a.pickle", "a.dill"]
 )

@@ -38,7 +38,16 @@ from shared.errors import (
     StorageUnavailable,
 )
 from shared.sources import Remote, is_public
-from shared.transfers import MIB, PART_BYTES, Destination, Outcome, abandon, transfer_all, write_manifest
+from shared.transfers import (
+    MIB,
+    PART_BYTES,
+    Destination,
+    Outcome,
+    abandon,
+    fingerprint,
+    transfer_all,
+    write_manifest,
+)
 from tests.shared import model_files as made
 from tests.shared.model_files import CONFIG
 from tests.stand_ins import serving
@@ -312,6 +321,27 @@ def test_a_source_that_has_changed_is_refused_and_nothing_is_left(s3: Any, folde
 
     assert (refusal.value.status, refusal.value.retryable) == (409, False)
     assert stored(s3, folder) == {}
+    assert uploads(s3, folder) == []
+
+
+@pytest.mark.parametrize("begun_before", [False, True], ids=["begun now", "begun before"])
+def test_what_is_left_out_may_change_on_the_way(s3: Any, folder: str, begun_before: bool) -> None:
+    rules = Rules(leave_out=("train.log",))
+    address = put(s3, folder, {"model.safetensors": BIG, "train.log": b"step 1"})
+    found = sources.find(address, s3)
+    kept: list[dict[str, Any]] = []
+    with pytest.raises(StorageUnavailable):
+        moved(s3, [breaking(remote) for remote in found], folder, rules=rules, keep=kept.append)
+
+    position = kept[-1]
+    if begun_before:  # when positions named the state of all files
+        position["source"] = fingerprint(found)
+    else:
+        put(s3, folder, {"train.log": b"step 1, step 2"})
+    outcome = moved(s3, sources.find(address, s3), folder, rules=rules, position=position)
+
+    assert outcome.position is None
+    assert stored(s3, folder) == {"model.safetensors": BIG}
     assert uploads(s3, folder) == []
 
 

@@ -198,6 +198,58 @@ def test_of_canaries_at_once_one_is_done(family: Family) -> None:
     assert len(family.served()) == 2
 
 
+SEEN: dict[str, Any] = {**PROVIDER, "hosting": None}
+SERVED = {"repository": "ton/a", "revision": None, "status": "ready", "since": "2026-11-01T00:00:00+00:00"}
+
+
+def activate_evaluated(family: Family, evaluated: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    return family.call("activate_evaluated_model", version="v1", evaluated=evaluated, **arguments)
+
+
+def test_a_version_that_is_another_since_it_was_evaluated_gets_no_users(family: Family) -> None:
+    family.ready("v1")
+
+    others = [{**SEEN, "provider": "groq"}, {**SEEN, "provider_model": "ton-other"}, {**SEEN, "hosting": SERVED}]
+    answers = [activate_evaluated(family, other) for other in others]
+
+    assert answers == [{"outcome": "changed"}] * 3
+    assert family.served() == {}
+    assert activate_evaluated(family, SEEN, compared_with="v9")["outcome"] == "conflict"
+    assert activate_evaluated(family, SEEN)["outcome"] == "activated"
+
+
+def test_what_an_endpoint_serves_is_written_down_by_who_knows_how_it_stands(family: Family) -> None:
+    family.ready("v1", "v2")
+    other = {**SERVED, "repository": "ton/b", "since": "2026-11-02T00:00:00+00:00"}
+
+    first = family.call("note_hosting", version="v1", hosting=SERVED, provider_model="ton-hosted")
+    late = family.call("note_hosting", version="v1", hosting=other)
+    second = family.call("note_hosting", version="v1", hosting=other, compared_since=SERVED["since"])
+
+    assert (first, late, second) == ({"outcome": "noted"}, {"outcome": "conflict"}, {"outcome": "noted"})
+    assert (family.row("v1")["hosting"], family.row("v1")["provider_model"]) == (other, "ton-hosted")
+    gone = family.call("note_hosting", version="v1", hosting=None, compared_since=other["since"])
+    assert (gone, family.row("v1")["hosting"]) == ({"outcome": "noted"}, None)
+    assert family.call("note_hosting", version="v9", hosting=SERVED) == {"outcome": "unknown"}
+
+
+def test_weights_that_have_users_or_may_get_them_back_stay(family: Family) -> None:
+    family.ready("v1", "v2")
+    family.call("note_hosting", version="v1", hosting=SERVED)
+    for version in ("v1", "v2"):
+        family.activate(version)
+    other = {**SERVED, "repository": "ton/b"}
+
+    answers = [
+        family.call("note_hosting", version="v2", hosting=SERVED),
+        family.call("note_hosting", version="v1", hosting=other, compared_since=SERVED["since"]),
+        family.call("note_hosting", version="v1", hosting=SERVED, compared_since=SERVED["since"]),
+    ]
+
+    assert [answer["outcome"] for answer in answers] == ["served", "was_served", "noted"]
+    assert family.row("v1")["hosting"] == SERVED
+
+
 def test_a_canary_that_was_taken_back_meanwhile_is_not_promoted(canary: Family) -> None:
     canary.roll_back(actor="ada")
 
@@ -431,6 +483,16 @@ def test_a_canary_beside_a_version_that_was_made_active_by_hand_goes_back_to_it(
     answers = [family.roll_back()["active"] for _ in range(3)]
 
     assert answers == ["by-hand", "v1", "v1"]
+
+
+def test_a_rollback_to_a_version_of_no_activation_leaves_those_before_it(family: Family) -> None:
+    family.active("v1", "v2", "v3")
+    step = {"model_name": family.name, "version": "v3", "action": "rolled_back", "previous_version": "by-hand"}
+    family.service.table("model_history").insert(step).execute()
+
+    answers = [family.roll_back()["active"] for _ in range(3)]
+
+    assert answers == ["v2", "v1", "v1"]
 
 
 def test_nothing_to_go_back_to_is_said(family: Family) -> None:

@@ -75,6 +75,8 @@ GATEWAYS_CALLS: dict[str, dict[str, Any]] = {
     "finish_model": {"id": 1, "files": [], "sha256": "0" * 64, "size_bytes": 0, "storage_path": "any"},
     "fail_model": {"id": 1, "failure": "any"},
     "activate_model": {"model_name": "any", "version": "v1"},
+    "activate_evaluated_model": {"model_name": "any", "version": "v1", "evaluated": {}},
+    "note_hosting": {"model_name": "any", "version": "v1", "hosting": {}},
     "roll_back_model": {"model_name": "any"},
     "delete_model": {"model_name": "any", "version": "v1"},
     "record_decision": {"model_name": "any", "version": "v1", "action": "kept"},
