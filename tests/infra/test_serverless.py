@@ -263,6 +263,12 @@ def test_a_message_is_hidden_for_as_long_as_it_is_worked_on(template: Template, 
     assert hidden >= lambda_of(template, function)["Timeout"] + 60
 
 
+def test_a_worker_may_send_to_the_queue_that_it_is_called_by(template: Template) -> None:
+    allowed = {function for function in FUNCTIONS if lambda_of(template, function).get("RecursiveLoop") == "Allow"}
+
+    assert allowed == {*QUEUES}
+
+
 def test_a_deferred_answer_is_tried_as_often_as_it_may_be_while_its_turn_is_held(template: Template) -> None:
     hidden = template["Resources"]["AiFinanceQueue"]["Properties"]["VisibilityTimeout"]
 
