@@ -46,6 +46,7 @@ UPLOAD = "upload"
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
 LEAST_SECONDS = 0.2  # of a request, for bringing files
+IDLE_SECONDS = 1200  # after which a message is thought lost; one whose worker was killed comes again before
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
 METRICS_DEPTH = 20
@@ -244,6 +245,19 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
         raise
     except GatewayError as error:  # the row says so
         logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
+
+
+async def wake(clients: Clients) -> None:
+    """For a schedule: transfers that nobody is at any more go on, so that none is lost with its message.
+
+    Without a queue there is no message: whoever asked goes on by asking again.
+    """
+    if not clients.settings.deployment_queue_url:
+        return
+    db = database.as_gateway(clients.http, clients.settings)
+    for model_id in (await database.call(db, "wake_transfers", {"idle_seconds": IDLE_SECONDS}))["ids"]:
+        logger.warning("a transfer that nobody was at goes on", extra={"modelId": model_id})
+        await _hand_over(clients, model_id)
 
 
 async def delete(clients: Clients, db: AsyncPostgrestClient, model_name: str, name: str, actor: str) -> None:

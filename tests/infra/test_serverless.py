@@ -16,6 +16,7 @@ from infra.aws import deploying, stages
 from infra.aws.packaging import FUNCTIONS, ROOT, STREAMING
 from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
+from shared.deployments import IDLE_SECONDS
 from shared.errors import Misconfigured
 from shared.exports import Export
 from shared.settings import Settings, key_name, provider_key
@@ -261,6 +262,12 @@ def test_a_message_is_hidden_for_as_long_as_it_is_worked_on(template: Template, 
     hidden = template["Resources"][f"{name}Queue"]["Properties"]["VisibilityTimeout"]
 
     assert hidden >= lambda_of(template, function)["Timeout"] + 60
+
+
+def test_a_transfer_is_not_thought_lost_while_its_message_is_hidden(template: Template) -> None:
+    hidden = template["Resources"]["DeployModelQueue"]["Properties"]["VisibilityTimeout"]
+
+    assert hidden < IDLE_SECONDS
 
 
 def test_a_worker_may_send_to_the_queue_that_it_is_called_by(template: Template) -> None:
