@@ -12,7 +12,7 @@ from moto import mock_aws
 
 from functions.deploy_model import events as deployments
 from functions.export_training_data import events as exports
-from infra.aws import deploying, stages
+from infra.aws import deploying, local, stages
 from infra.aws.packaging import FUNCTIONS, ROOT, STREAMING
 from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
@@ -509,6 +509,99 @@ def test_a_secret_that_is_kept_in_the_open_is_refused(store: Any) -> None:
 
     with pytest.raises(StageError, match="in the open, as String: GROQ_API_KEY"):
         deploying.check_parameters(stage)
+
+
+class Deployments:
+    """A stage's deployments as osls leaves them, in ministack."""
+
+    def __init__(self) -> None:
+        self.stage, self.is_there = Stage("test", SETTINGS, ".env.test"), False
+        self.s3, self.cloudformation = (deploying.client(self.stage, name) for name in ("s3", "cloudformation"))
+
+    def put(self, timestamp: str, is_tried: bool = True) -> None:
+        """One more, in use from now on."""
+        self.use(timestamp)
+        folder = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z"
+        bucket = deploying.bucket_of(self.stage)
+        self.s3.put_object(Bucket=bucket, Key=f"{folder}/compiled-cloudformation-template.json")
+        if is_tried:
+            deploying.mark(self.stage)
+
+    def use(self, timestamp: str) -> None:
+        bucket = {"Type": "AWS::S3::Bucket"}
+        code = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z/ai-finance.zip"
+        topic = {"Type": "AWS::SNS::Topic", "Properties": {"DisplayName": code}}
+        body = json.dumps({"Resources": {"ServerlessDeploymentBucket": bucket, "Code": topic}})
+        name = f"{stages.SERVICE}-test"
+        change, done = (
+            (self.cloudformation.update_stack, "stack_update_complete")
+            if self.is_there
+            else (self.cloudformation.create_stack, "stack_create_complete")
+        )
+        change(StackName=name, TemplateBody=body)
+        self.cloudformation.get_waiter(done).wait(StackName=name, WaiterConfig={"Delay": 1})
+        self.is_there = True
+
+    def remove(self, timestamp: str) -> None:
+        folder = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z"
+        bucket = deploying.bucket_of(self.stage)
+        self.s3.delete_object(Bucket=bucket, Key=f"{folder}/compiled-cloudformation-template.json")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS's CloudFormation and S3 as ministack has them."""
+    with local.ministack(tmp_path) as endpoint:
+        for name, value in local.credentials(endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def kept(cloud: None) -> Deployments:
+    """Two that answered as they should, and one that didn't, which is in use."""
+    kept = Deployments()
+    kept.put("1700000001000")
+    kept.put("1700000002000")
+    kept.put("1700000003000", is_tried=False)
+    return kept
+
+
+def test_a_rollback_goes_to_the_last_deployment_that_was_tried_out(kept: Deployments) -> None:
+    before_the_failed_one = deploying.chosen(kept.stage, None)
+    kept.put("1700000004000")
+
+    assert before_the_failed_one == ("1700000003000", "1700000002000")
+    assert deploying.chosen(kept.stage, None) == ("1700000004000", "1700000002000")
+
+
+def test_a_rollback_may_be_told_to_go_to_any_that_is_kept(kept: Deployments) -> None:
+    kept.put("1700000004000")
+
+    assert deploying.chosen(kept.stage, "1700000003000") == ("1700000004000", "1700000003000")
+    with pytest.raises(StageError, match=r"1700000003000 \([^)]*, not tried out\)"):
+        deploying.chosen(kept.stage, "1700000000000")
+
+
+def test_where_none_was_tried_out_none_is_gone_back_to(cloud: None) -> None:
+    kept = Deployments()
+    for timestamp in ("1700000001000", "1700000002000"):
+        kept.put(timestamp, is_tried=False)
+
+    with pytest.raises(StageError, match=r"no such deployment to go back to.*STAGE=test TO="):
+        deploying.chosen(kept.stage, None)
+
+
+def test_marks_go_with_what_is_kept_no_more(kept: Deployments) -> None:
+    kept.remove("1700000001000")
+    kept.put("1700000004000")
+
+    assert deploying.tried(kept.stage) == {"1700000002000", "1700000004000"}
+
+
+def test_a_stage_that_does_not_answer_says_how_to_go_back() -> None:
+    with pytest.raises(StageError, match=r"doesn't answer(.|\n)*test is live .*make rollback STAGE=test"):
+        deploying.accept(Stage("test", SETTINGS, ".env.test"), "http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
