@@ -37,11 +37,12 @@ from shared.models import Deadline
 from shared.registry import Name, Text, Version
 from shared.settings import Settings, provider_key
 from shared.storage import DATASETS, SignedUpload, Storage
-from shared.telemetry import logger
+from shared.telemetry import count_failure, logger
 from shared.transfers import Destination, Keep, Outcome
 from shared.uploads import Announced
 from shared.wire import Wire
 
+WORKER = "deploy-model-worker"  # in the metrics
 UPLOAD = "upload"
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
@@ -232,6 +233,7 @@ async def from_manifest(clients: Clients, bucket: str, key: str, etag: str, dead
     except (GatewayError, ValidationError, ValueError, TypeError) as error:
         reason = error.message if isinstance(error, GatewayError) else _first_problem(error)
         logger.error("a manifest that can't be deployed", extra={"bucket": bucket, "key": key, "reason": reason})
+        count_failure(WORKER, error)
 
 
 async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
@@ -245,6 +247,8 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
         raise
     except GatewayError as error:  # the row says so
         logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
+        if not isinstance(error, Conflict | NotFound):  # it had failed before, or was deleted
+            count_failure(WORKER, error)
 
 
 async def wake(clients: Clients) -> None:

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from infra.aws import deploying, local, stages
 from infra.aws.packaging import FUNCTIONS, ROOT, STREAMING
 from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
-from shared.deployments import IDLE_SECONDS
+from shared import deployments as transfers
 from shared.errors import Misconfigured
 from shared.exports import Export
 from shared.settings import Settings, key_name, provider_key
@@ -32,6 +33,11 @@ SETTINGS = {
     "S3_PROTOCOL_ACCESS_KEY_ID": "example",
 }
 QUEUES = {"ai-finance": "AiFinance", "deploy-model": "DeployModel", "export-training-data": "ExportTrainingData"}
+WORKERS = {
+    "ai-finance": deferred.WORKER,
+    "deploy-model": transfers.WORKER,
+    "export-training-data": exports.WORKER,
+}
 LAMBDAS_METRICS = {"Errors", "Throttles", "Duration"}
 Template = dict[str, Any]
 
@@ -267,7 +273,7 @@ def test_a_message_is_hidden_for_as_long_as_it_is_worked_on(template: Template, 
 def test_a_transfer_is_not_thought_lost_while_its_message_is_hidden(template: Template) -> None:
     hidden = template["Resources"]["DeployModelQueue"]["Properties"]["VisibilityTimeout"]
 
-    assert hidden < IDLE_SECONDS
+    assert hidden < transfers.IDLE_SECONDS
 
 
 def test_a_worker_may_send_to_the_queue_that_it_is_called_by(template: Template) -> None:
@@ -288,7 +294,7 @@ def test_what_fails_for_an_hour_goes_to_the_dead_letters(template: Template, nam
     redrive = properties["RedrivePolicy"]
 
     assert redrive["deadLetterTargetArn"] == {"Fn::GetAtt": [f"{name}DeadLetters", "Arn"]}
-    assert redrive["maxReceiveCount"] * properties["VisibilityTimeout"] >= 3600
+    assert 3600 <= redrive["maxReceiveCount"] * properties["VisibilityTimeout"] <= 2 * 3600
     assert redrive["maxReceiveCount"] >= 5  # as AWS advises
     assert template["Resources"][f"{name}DeadLetters"]["Properties"]["MessageRetentionPeriod"] == 14 * 24 * 3600
 
@@ -370,7 +376,7 @@ def test_logs_are_kept_for_a_month(template: Template) -> None:
 
 
 def test_every_alarm_is_of_figures_that_there_are(template: Template) -> None:
-    workers = {*FUNCTIONS, deferred.WORKER}
+    workers = {*FUNCTIONS, *WORKERS.values()}
     namespaces = {environment(template, function)["METRICS_NAMESPACE"] for function in FUNCTIONS}
     [own] = namespaces
 
@@ -406,6 +412,16 @@ def test_a_function_that_fails_is_throttled_or_slow_gives_an_alarm(template: Tem
     assert lambdas.keys() == LAMBDAS_METRICS
     assert (timeout - queue.MARGIN_SECONDS) * 1000 < lambdas["Duration"] < timeout * 1000
     assert [each["MetricName"] for each in failures] == ["Errors"]
+
+
+@pytest.mark.parametrize("function", QUEUES)
+def test_a_worker_that_fails_gives_an_alarm(template: Template, function: str) -> None:
+    handler = import_module(f"functions.{function.replace('-', '_')}.handler").handler
+    alarms = of_type(template, "AWS::CloudWatch::Alarm").values()
+    failures = [each for each in alarms if each["Dimensions"] == [{"Name": "function", "Value": handler.worker}]]
+
+    assert handler.worker == WORKERS[function]
+    assert [(each["MetricName"], each["Threshold"]) for each in failures] == [("Errors", 1)]
 
 
 @pytest.mark.parametrize("name", QUEUES.values())
