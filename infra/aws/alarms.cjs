@@ -70,8 +70,10 @@ function ofFunction(name, { resource, name: short, counted }, timeoutSeconds, na
     }),
   };
   counted.forEach((value, at) => {
-    // Answered with a 5xx, which Lambda doesn't count: a missing setting is one with the first request.
-    found[`${short}${at ? "Worker" : ""}FailuresAlarm`] = alarm(`${value} fails: ${at ? "a message, a transfer, a manifest" : "a missing setting, the database, models"}`, {
+    // Answered with a 5xx, or failed in a worker, which Lambda doesn't count: a missing setting is one with the first
+    // request.
+    const what = at ? "a message, a deferred answer, a model's files" : "a missing setting, the database, models";
+    found[`${short}${at ? "Worker" : ""}FailuresAlarm`] = alarm(`${value} fails: ${what}`, {
       Namespace: namespace,
       MetricName: "Errors",
       Dimensions: [{ Name: "function", Value: value }],
