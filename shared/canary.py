@@ -12,6 +12,8 @@ noise no more often than one at the end. What it assumes:
 - Users came to either version by chance (routing hashes their ids), and don't influence each other. A user has one vote
   in the feedback, however many thumbs he gave. Failures and latencies are counted by call, whose number a single user
   could raise: rate limits bound it, and the least number of users is asked for besides.
+- The weight is constant, but for the seconds until all functions know it: figures begin anew with another one. Where
+  users' minds change over time, two splits put together show a difference that there is in neither.
 - The means are about normal, which is why nothing is said before there are `LEAST` of each. Proportions take their
   variance from both versions together, with one success and one failure added to each; latencies are compared as
   logarithms, for they are skewed.

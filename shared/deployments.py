@@ -38,15 +38,17 @@ from shared.models import Deadline
 from shared.registry import Name, Text, Version
 from shared.settings import Settings, provider_key
 from shared.storage import DATASETS, SignedUpload, Storage
-from shared.telemetry import logger
+from shared.telemetry import count_failure, logger
 from shared.transfers import Destination, Keep, Outcome
 from shared.uploads import Announced
 from shared.wire import Wire
 
+WORKER = "deploy-model-worker"  # in the metrics
 UPLOAD = "upload"
 LEASE_SECONDS = 60
 NOTE_SECONDS = 10  # of a transfer, for writing down how far it is
 LEAST_SECONDS = 0.2  # of a request, for bringing files
+IDLE_SECONDS = 1200  # after which a message is thought lost; one whose worker was killed comes again before
 DELAY_SECONDS = 2  # until a worker goes on, so that whoever asked has let go of it
 MANIFEST_BYTES = 1024 * 1024
 METRICS_DEPTH = 20
@@ -225,6 +227,7 @@ async def from_manifest(clients: Clients, bucket: str, key: str, deadline: Deadl
     except (GatewayError, ValidationError, ValueError, TypeError) as error:
         reason = error.message if isinstance(error, GatewayError) else _first_problem(error)
         logger.error("a manifest that can't be deployed", extra={"bucket": bucket, "key": key, "reason": reason})
+        count_failure(WORKER, error)
 
 
 async def _begin_once(clients: Clients, run: Deploy, state: str, manifest: str, deadline: Deadline) -> None:
@@ -260,6 +263,21 @@ async def carry_on(clients: Clients, model_id: int, seconds: float) -> None:
         raise
     except GatewayError as error:  # the row says so
         logger.error("a deployment failed", extra={"modelId": model_id, "code": error.code, "reason": error.message})
+        if not isinstance(error, Conflict | NotFound):  # it had failed before, or was deleted
+            count_failure(WORKER, error)
+
+
+async def wake(clients: Clients) -> None:
+    """For a schedule: transfers that nobody is at any more go on, so that none is lost with its message.
+
+    Without a queue there is no message: whoever asked goes on by asking again.
+    """
+    if not clients.settings.deployment_queue_url:
+        return
+    db = database.as_gateway(clients.http, clients.settings)
+    for model_id in (await database.call(db, "wake_transfers", {"idle_seconds": IDLE_SECONDS}))["ids"]:
+        logger.warning("a transfer that nobody was at goes on", extra={"modelId": model_id})
+        await _hand_over(clients, model_id)
 
 
 async def delete(clients: Clients, db: AsyncPostgrestClient, model_name: str, name: str, actor: str) -> None:

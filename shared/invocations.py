@@ -1,4 +1,7 @@
-"""A function as Lambda invokes it: HTTP goes to its app, a queue's messages to `work`, other events to `occurred`."""
+"""A function as Lambda invokes it: HTTP goes to its app, a queue's messages to `work`, other events to `occurred`.
+
+`worker` is what messages that fail are counted as in the metrics.
+"""
 
 import asyncio
 import json
@@ -31,10 +34,12 @@ class Handler:
         app: ASGIApp,
         work: Callable[[Delivery], Awaitable[None]] | None = None,
         occurred: Callable[[Mapping[str, Any], float], Awaitable[None]] | None = None,
+        worker: str = "",
     ) -> None:
         self.app = app
         self.work = work
         self.occurred = occurred
+        self.worker = worker
         self.loop = asyncio.new_event_loop()
         self.adapter = Mangum(cast(ASGI, app), lifespan="off")
 
@@ -46,7 +51,7 @@ class Handler:
                 return _returnable(self.adapter(event, context))
             seconds = context.get_remaining_time_in_millis() / 1000
             if self.work and queue.is_delivery(event):
-                return self.loop.run_until_complete(queue.consume(event, self.work, seconds))
+                return self.loop.run_until_complete(queue.consume(event, self.work, self.worker, seconds))
             if self.occurred:
                 return self.loop.run_until_complete(self.occurred(event, seconds - queue.MARGIN_SECONDS))
             raise unknown(event)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import Unavailable
-from shared.telemetry import logger, span
+from shared.telemetry import count_failure, logger, span
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -53,10 +53,13 @@ def is_delivery(event: Event) -> bool:
     return bool(records[0].get("eventSource") == "aws:sqs")
 
 
-async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], seconds: float) -> dict[str, Any]:
+async def consume(
+    event: Event, work: Callable[[Delivery], Awaitable[None]], worker: str, seconds: float
+) -> dict[str, Any]:
     """Do the messages' work side by side; the answer names those that failed, so that SQS delivers only these again.
 
-    The event source mapping must have ReportBatchItemFailures.
+    The event source mapping must have ReportBatchItemFailures. Lambda counts no error then: they are counted here, as
+    `worker`'s.
     """
     records = event["Records"]
     deliveries = [Delivery(record["body"], seconds - MARGIN_SECONDS) for record in records]
@@ -66,6 +69,7 @@ async def consume(event: Event, work: Callable[[Delivery], Awaitable[None]], sec
         if isinstance(outcome, BaseException):
             extra = {"messageId": record["messageId"], "kind": type(outcome).__name__}
             logger.error("queue message failed", extra=extra)
+            count_failure(worker, outcome)
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
 

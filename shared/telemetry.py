@@ -215,6 +215,14 @@ def has_failed(code: str | None) -> bool:
     return code not in (None, "client_gone") and errors.of_code(code).status >= 500
 
 
+def count_failure(function: str, error: BaseException) -> None:
+    """Count a failure that no request is answered with, as an error of `function`, where there are metrics."""
+    if namespace := settings.metrics_namespace():
+        figures = {"Errors": 1}
+        known = {"function": function, "code": _kind_of(error)}
+        print(json.dumps({**_directive(namespace, [["function"]], figures), **known, **figures}), flush=True)
+
+
 def span(name: str, kind: Kind = "INTERNAL", attributes: Attributes | None = None) -> Span:
     """Begin a span under the one that is current."""
     tracer = _tracer()
@@ -266,17 +274,22 @@ def flush() -> None:
 
 def _metrics(namespace: str, function: str, trace: Trace, total: float) -> dict[str, Any]:
     figures, model, code = _figures(trace, total), trace.facts.get("model"), trace.facts.get("code")
-    metrics = [{"Name": name, "Unit": UNITS[name]} for name in figures]
     dimensions = [["function"], ["function", "model"]] if model else [["function"]]
-    directive = {"Namespace": namespace, "Dimensions": dimensions, "Metrics": metrics}
     return {
-        "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]},
+        **_directive(namespace, dimensions, figures),
         "function": function,
         **({"model": model} if model else {}),
         "requestId": trace.request_id,
         **({"code": code} if code else {}),
         **figures,
     }
+
+
+def _directive(namespace: str, dimensions: list[list[str]], figures: Mapping[str, float]) -> dict[str, Any]:
+    """What makes figures of a line of the log."""
+    metrics = [{"Name": name, "Unit": UNITS[name]} for name in figures]
+    directive = {"Namespace": namespace, "Dimensions": dimensions, "Metrics": metrics}
+    return {"_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}}
 
 
 def _figures(trace: Trace, total: float) -> dict[str, float]:

@@ -76,4 +76,4 @@ async def read_usage(db: DatabaseOf) -> Usage:
 
 
 app = web.create_app("ai-finance", router)
-handler = Handler(app, deferred.consume)
+handler = Handler(app, deferred.consume, worker=deferred.WORKER)

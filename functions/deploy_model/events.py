@@ -28,12 +28,13 @@ async def consume(delivery: Delivery) -> None:
 
 
 async def occurred(event: Mapping[str, Any], seconds: float) -> None:
-    """An object that was made, or the time for a look at the canaries."""
+    """An object that was made, or the time for a look at the canaries and at transfers that nobody is at."""
     records = event.get("Records", [])
     if records and all("s3" in record for record in records):
         await asyncio.gather(*(_object_made(record, seconds) for record in records))
     elif event.get("source") in ("aws.events", "aws.scheduler"):
         await activation.check_canaries(await kept(), "schedule")
+        await deployments.wake(await kept())
     elif event.get("Event") != "s3:TestEvent":
         raise invocations.unknown(event)
 

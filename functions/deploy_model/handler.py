@@ -73,4 +73,4 @@ async def delete(
 
 
 app = web.create_app("deploy-model", router)
-handler = Handler(app, events.consume, events.occurred)
+handler = Handler(app, events.consume, events.occurred, deployments.WORKER)

@@ -1,15 +1,15 @@
 // Alarms to one topic, and a dashboard: the same for each function, so written once. Missing figures are no alarm, for a
 // function that nobody calls has none.
 
-// As osls names a function's resource. Workers of ai-finance count their errors apart, as shared/deferred.py says.
+// As osls names a function's resource. Workers count their errors apart, for Lambda counts none where a message fails.
 const FUNCTIONS = {
   "ai-finance": { resource: "AiDashfinanceLambdaFunction", name: "AiFinance", counted: ["ai-finance", "ai-finance-worker"] },
   "ai-with-rag": { resource: "AiDashwithDashragLambdaFunction", name: "AiWithRag", counted: ["ai-with-rag"] },
-  "deploy-model": { resource: "DeployDashmodelLambdaFunction", name: "DeployModel", counted: ["deploy-model"] },
+  "deploy-model": { resource: "DeployDashmodelLambdaFunction", name: "DeployModel", counted: ["deploy-model", "deploy-model-worker"] },
   "export-training-data": {
     resource: "ExportDashtrainingDashdataLambdaFunction",
     name: "ExportTrainingData",
-    counted: ["export-training-data"],
+    counted: ["export-training-data", "export-training-data-worker"],
   },
 };
 const QUEUES = ["AiFinance", "DeployModel", "ExportTrainingData"];
@@ -70,8 +70,10 @@ function ofFunction(name, { resource, name: short, counted }, timeoutSeconds, na
     }),
   };
   counted.forEach((value, at) => {
-    // Answered with a 5xx, which Lambda doesn't count: a missing setting is one with the first request.
-    found[`${short}${at ? "Worker" : ""}FailuresAlarm`] = alarm(`${value} fails: a missing setting, the database, models`, {
+    // Answered with a 5xx, or failed in a worker, which Lambda doesn't count: a missing setting is one with the first
+    // request.
+    const what = at ? "a message, a deferred answer, a model's files" : "a missing setting, the database, models";
+    found[`${short}${at ? "Worker" : ""}FailuresAlarm`] = alarm(`${value} fails: ${what}`, {
       Namespace: namespace,
       MetricName: "Errors",
       Dimensions: [{ Name: "function", Value: value }],

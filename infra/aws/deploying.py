@@ -2,7 +2,8 @@
 
 A deployment looks whether everything is set, packages the functions, makes the template and lints it, deploys exactly
 what was looked at, and asks the functions something. What a rollback goes back to is what osls keeps in the stack's own
-bucket: the last five deployments' templates and zips.
+bucket: the last five deployments' templates and zips. Of these, it goes to the last that answered as it should and that
+nobody has gone back from.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ OSLS = ROOT / "node_modules/.bin/osls"
 TEMPLATE = "cloudformation-template-update-stack.json"
 LINT_IGNORED = {"W3005": "osls writes a DependsOn beside each Ref that says the same"}
 PYTHONS = ("3.13", "3.12")  # Lambda's that packages of today run on
+TRIED = "tried-out"  # the marks' folder, not in a deployment's own: osls compares all that is in that with what is new
 BATCH = 10  # names SSM takes at once
 SMOKE_SECONDS = 30
 # Paths that are for admins or users only: a function answers 401 once it has its settings, its secrets and its clients.
@@ -43,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, summary in (("deploy", "package, lint, check, deploy and try a stage"), ("rollback", "go back by one")):
         command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         command.add_argument("stage", help="its settings stand in .env.<stage>")
-    commands.choices["rollback"].add_argument("--to", help="a deployment's timestamp; the one before this, if not said")
+    commands.choices["rollback"].add_argument("--to", help="a deployment's timestamp, tried out or not")
     asked = parser.parse_args(arguments)
     try:
         stage = stages.read(asked.stage)
         outputs = rollback(stage, asked.to, print) if asked.command == "rollback" else deploy(stage, print)
         print("Trying it")
-        try_out(stage, outputs["HttpApiUrl"], {name: outputs[_url_of(name)] for name in STREAMING})
+        accept(stage, outputs["HttpApiUrl"], {name: outputs[_url_of(name)] for name in STREAMING})
         for name, value in shown(outputs).items():
             print(f"{name:<24} {value}")
     except StageError as error:
@@ -74,19 +76,33 @@ def deploy(stage: Stage, say: Say) -> dict[str, str]:
 
 
 def rollback(stage: Stage, to: str | None, say: Say) -> dict[str, str]:
-    """Go back to a deployment that is still kept, the one before this if none is named. Raises `StageError`."""
+    """Go back to a deployment that is still kept, the last good one before this if none is named.
+
+    Those after it are none to go back to any more. Raises `StageError`.
+    """
     check_settings(stage)
     account_of(stage)
-    there, now = deployments(stage)
-    earlier = [each for each in there if each < now]
-    wanted = to or (earlier[-1] if earlier else None)
-    if wanted is None or wanted not in there:
-        known = ", ".join(f"{each} ({_moment(each)})" for each in there)
-        raise StageError(f"There is no such deployment to go back to; kept are {known}, of which {now} is in use.")
+    now, wanted = chosen(stage, to)
     say(f"Back from {_moment(now)} to {_moment(wanted)}")
     stage.write(FOLDER, {"runtime": "python3.13", "architecture": "x86_64"})  # what was deployed has its own
     _osls(stage, FOLDER, "rollback", "--timestamp", wanted)
+    unmark(stage, {each for each in tried(stage) if each > wanted})
     return outputs_of(stage)
+
+
+def chosen(stage: Stage, to: str | None) -> tuple[str, str]:
+    """The deployment in use, and the one to go back to. Raises `StageError` where there is none."""
+    there, now = deployments(stage)
+    good = tried(stage)
+    earlier = [each for each in there if each < now and each in good]
+    wanted = to or (earlier[-1] if earlier else None)
+    if wanted is None or wanted not in there:
+        known = ", ".join(f"{each} ({_moment(each)}{'' if each in good else ', not tried out'})" for each in there)
+        raise StageError(
+            f"There is no such deployment to go back to; kept are {known}, of which {now} is in use. "
+            f"To name one: make rollback STAGE={stage.name} TO=…"
+        )
+    return now, wanted
 
 
 def check_settings(stage: Stage) -> None:
@@ -162,18 +178,53 @@ def outputs_of(stage: Stage) -> dict[str, str]:
 
 def deployments(stage: Stage) -> tuple[list[str], str]:
     """The timestamps of those that are kept, the oldest first, and of the one in use. Raises `StageError`."""
-    cloudformation = client(stage, "cloudformation")
+    prefix = _prefix(stage)
+    listed = client(stage, "s3").list_objects_v2(Bucket=bucket_of(stage), Prefix=prefix, Delimiter="/")
+    folders = [each["Prefix"].removeprefix(prefix) for each in listed.get("CommonPrefixes", [])]
+    body = client(stage, "cloudformation").get_template(StackName=_stack(stage))["TemplateBody"]
+    code = (body if isinstance(body, str) else json.dumps(body)).partition(prefix)[2]
+    return sorted(folder.partition("-")[0] for folder in folders if folder[0].isdigit()), code.partition("-")[0]
+
+
+def tried(stage: Stage) -> set[str]:
+    """The timestamps of the deployments that are marked. Raises `StageError`."""
+    prefix = f"{_prefix(stage)}{TRIED}/"
+    listed = client(stage, "s3").list_objects_v2(Bucket=bucket_of(stage), Prefix=prefix)
+    return {each["Key"].removeprefix(prefix) for each in listed.get("Contents", [])}
+
+
+def mark(stage: Stage) -> None:
+    """Mark the deployment in use as one that can be gone back to; marks of those that are kept no more go."""
+    there, now = deployments(stage)
+    client(stage, "s3").put_object(Bucket=bucket_of(stage), Key=f"{_prefix(stage)}{TRIED}/{now}")
+    unmark(stage, tried(stage) - {*there})
+
+
+def unmark(stage: Stage, timestamps: Iterable[str]) -> None:
+    """These deployments are none to go back to."""
+    for timestamp in timestamps:
+        client(stage, "s3").delete_object(Bucket=bucket_of(stage), Key=f"{_prefix(stage)}{TRIED}/{timestamp}")
+
+
+def bucket_of(stage: Stage) -> str:
+    """The bucket that osls keeps the stage's deployments in. Raises `StageError`."""
     try:
-        resources = cloudformation.describe_stack_resources(StackName=_stack(stage))["StackResources"]
+        resources = client(stage, "cloudformation").describe_stack_resources(StackName=_stack(stage))["StackResources"]
     except ClientError as error:
         raise StageError(f"{stage.name} isn't deployed ({error.response['Error']['Message']}).") from error
     [bucket] = [each for each in resources if each["LogicalResourceId"] == "ServerlessDeploymentBucket"]
-    prefix = f"serverless/{SERVICE}/{stage.name}/"
-    listed = client(stage, "s3").list_objects_v2(Bucket=bucket["PhysicalResourceId"], Prefix=prefix, Delimiter="/")
-    folders = [each["Prefix"].removeprefix(prefix) for each in listed.get("CommonPrefixes", [])]
-    body = cloudformation.get_template(StackName=_stack(stage))["TemplateBody"]
-    code = (body if isinstance(body, str) else json.dumps(body)).partition(prefix)[2]
-    return sorted(folder.partition("-")[0] for folder in folders if folder[0].isdigit()), code.partition("-")[0]
+    return str(bucket["PhysicalResourceId"])
+
+
+def accept(stage: Stage, url: str, streaming: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Try out what is live, and mark it. Raises `StageError`, which says how to go back."""
+    try:
+        try_out(stage, url, streaming)
+    except StageError as error:
+        raise StageError(
+            f"{error}\n{stage.name} is live as it was deployed. To go back: make rollback STAGE={stage.name}"
+        ) from error
+    mark(stage)
 
 
 def try_out(stage: Stage, url: str, streaming: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -241,6 +292,11 @@ def client(stage: Stage, service: Any) -> Any:
 
 def _stack(stage: Stage) -> str:
     return f"{SERVICE}-{stage.name}"
+
+
+def _prefix(stage: Stage) -> str:
+    """Of all that osls keeps of the stage's deployments."""
+    return f"serverless/{SERVICE}/{stage.name}/"
 
 
 def normalised(name: str) -> str:

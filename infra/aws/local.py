@@ -113,7 +113,7 @@ def deploy(environment: Mapping[str, str], packages: Path) -> dict[str, str]:
     deploying.check_parameters(to)
     deploying.make(to, packages)
     outputs = {name: reachable(value) for name, value in deploying.ship(to, packages).items()}
-    deploying.try_out(to, outputs["HttpApiUrl"])
+    deploying.accept(to, outputs["HttpApiUrl"])
     return outputs
 
 

@@ -480,6 +480,27 @@ def test_a_run_that_is_killed_leaves_its_parts_to_the_next(registry: Registry, s
     assert registry.orphans() == []
 
 
+def test_the_schedule_sends_for_a_transfer_whose_message_was_lost(registry: Registry, stack: Stack) -> None:
+    source = registry.put(FILES)
+    with queue_of(stack) as queue, stack.functions(DEPLOYMENT_QUEUE_URL=queue.url) as origin:
+        lost = Registry(stack, origin, registry.training, registry.storage, registry.name)
+        begun = lost.call(
+            "POST", body={"modelName": lost.name, "baseModel": "llama", "source": source}, prefer="respond-async"
+        )
+    assert begun.json()["model"]["status"] == "transferring"
+
+    _on_schedule(stack)
+    assert registry.row("v1")["status"] == "transferring"  # its message might still come
+    with psycopg.connect(stack.database_url, autocommit=True) as database:  # as if it had been twenty minutes
+        database.execute(
+            "update private.transfers set expires_at = now() - interval '20 min' where model_id = %s",
+            [begun.json()["model"]["id"]],
+        )
+    _on_schedule(stack)
+
+    assert {file["path"] for file in registry.until("v1", "ready")["files"]} == set(FILES)
+
+
 def test_a_file_that_no_run_can_read_whole_is_given_up(registry: Registry, stack: Stack) -> None:
     content = weights(40 * MIB)
 
@@ -614,3 +635,10 @@ def _wait_for_a_part(registry: Registry) -> None:
                 return
         time.sleep(0.01)
     raise AssertionError("no part came")
+
+
+def _on_schedule(stack: Stack) -> None:
+    code = "from functions.deploy_model.handler import handler; from infra.local.queue_worker import Context;"
+    code += "handler({'source': 'aws.scheduler'}, Context('deploy-model'))"
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env={**os.environ, **stack.environment}, check=True, timeout=60)

@@ -121,7 +121,7 @@ def test_takes_what_comes_to_deploy_model(stack: Stack, runtime: str, tmp_path: 
 
     assert batch == {"batchItemFailures": [{"itemIdentifier": "c80e8021-a70a-42c7-a470-796e1186f753"}]}
     assert (object_made, scheduled) == (None, None)
-    [read] = [line for line in process.lines() if line["message"] == "a manifest that can't be deployed"]
+    [read] = [line for line in process.lines() if line.get("message") == "a manifest that can't be deployed"]
     assert read["key"] == "runs/of a recorded event/manifest.json"
 
 

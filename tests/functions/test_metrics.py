@@ -1,6 +1,9 @@
 """A request's figures for CloudWatch: one line of its embedded metric format, and only figures."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from infra.local.stack import Stack
 from shared import settings
 from tests.functions import anybody
 from tests.functions.anybody import ANYTHING
+from tests.functions.deployments import Registry
 from tests.functions.test_deferred import poll, queue_of
 from tests.stand_ins import ANSWER, Model
 from tests.users import User
@@ -78,6 +82,22 @@ def check_format(blob: dict[str, Any]) -> None:
         assert metric.keys() == {"Name", "Unit"}
         assert metric["Unit"] in UNITS
         assert type(blob[metric["Name"]]) in (int, float)
+
+
+def invoked(stack: Stack, function: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that a function's handler prints for an event."""
+    code = "import importlib, json, sys; from infra.local.queue_worker import Context;"
+    code += "name, event = sys.argv[1:]; module = f'functions.{name.replace(chr(45), chr(95))}.handler';"
+    code += "importlib.import_module(module).handler(json.loads(event), Context(name))"
+    command = [sys.executable, "-c", code, function, json.dumps(event)]
+    environment = {**os.environ, **stack.environment, "METRICS_NAMESPACE": NAMESPACE}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if '"_aws"' in line]
+
+
+def message(body: dict[str, Any]) -> dict[str, Any]:
+    """The event of one message of a queue."""
+    return {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(body)}]}
 
 
 def asked(user: User, printing: Printing, question: str = QUESTION, **body: Any) -> str:
@@ -205,6 +225,37 @@ def test_a_function_without_its_settings_is_counted(stack: Stack, alice: User) -
         figures = Printing(url, log).figures(request_id)
 
     assert figures["Errors"] == 1
+
+
+@pytest.mark.parametrize("function", ["ai-finance", "deploy-model", "export-training-data"])
+def test_a_message_that_fails_is_counted_as_its_workers_error(stack: Stack, function: str) -> None:
+    [blob] = invoked(stack, function, message({"nonsense": "a user's"}))
+
+    check_format(blob)
+    assert (blob["function"], blob["Errors"]) == (f"{function}-worker", 1)
+    assert "a user's" not in json.dumps(blob)
+
+
+def test_a_transfer_that_fails_in_a_worker_is_counted_once(stack: Stack, registry: Registry) -> None:
+    source = registry.put({"pytorch_model.bin": b"\x80\x04K\x01."})
+    with queue_of(stack) as queue, stack.functions(DEPLOYMENT_QUEUE_URL=queue.url) as registry.origin:
+        run = {"modelName": registry.name, "baseModel": "llama", "source": source}
+        begun = registry.call("POST", body=run, prefer="respond-async").json()["model"]
+        event = message({"transfer": begun["id"]})
+        told = [invoked(stack, "deploy-model", event) for _ in range(2)]
+
+    counted = [[(blob["function"], blob["code"], blob["Errors"]) for blob in each] for each in told]
+    assert counted == [[("deploy-model-worker", "pickle_refused", 1)], []]
+
+
+def test_a_manifest_that_is_refused_is_counted(stack: Stack, registry: Registry) -> None:
+    registry.put({"manifest.json": b'{"modelName": "ton"}'}, registry.name)
+    event = json.loads((Path(__file__).with_name("events") / "s3.json").read_text())
+    event["Records"][0]["s3"]["object"]["key"] = f"{registry.name}/manifest.json"
+
+    [blob] = invoked(stack, "deploy-model", event)
+
+    assert (blob["function"], blob["Errors"]) == ("deploy-model-worker", 1)
 
 
 def test_nothing_but_figures_and_names_is_printed(printing: Printing, stack: Stack, alice: User) -> None:

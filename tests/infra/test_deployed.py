@@ -20,7 +20,7 @@ import pytest
 
 from infra.aws import deploying, local, packaging, stages
 from infra.aws.packaging import FUNCTIONS, RUNNING
-from infra.aws.stages import StageError
+from infra.aws.stages import Stage, StageError
 from infra.local.stack import Stack
 from tests.functions.deployments import Registry
 from tests.users import User
@@ -283,17 +283,30 @@ def test_an_event_that_nobody_knows_ends_in_the_dead_letters(deployed: Deployed)
         assert json.loads(letter)["requestPayload"] == event
 
 
-def test_a_deployment_is_gone_back_from(deployed: Deployed) -> None:
-    stage = local.stage({**deployed.stack.environment, "ANSWER_TOKENS": "33"})
-    before = deploying.deployments(stage)[1]
-    deploying.make(stage, PACKAGES)
-    deploying.ship(stage, PACKAGES)
-    assert variables(deployed)["ANSWER_TOKENS"] == "33"
+def test_a_deployment_is_gone_back_from_and_never_to(deployed: Deployed) -> None:
+    first = deploying.deployments(local.stage(deployed.stack.environment))[1]
+    stage = deploy_again(deployed, "33")
+    deploying.mark(stage)
 
     deploying.rollback(stage, None, print)
 
-    assert deploying.deployments(stage)[1] == before
+    assert deploying.deployments(stage)[1] == first
     assert variables(deployed)["ANSWER_TOKENS"] == deployed.stack.environment["ANSWER_TOKENS"]
     assert deployed.call("GET", "/ai-finance/usage").status_code == 401
     with pytest.raises(StageError, match="no such deployment to go back to"):
         deploying.rollback(stage, None, print)
+
+    deploy_again(deployed, "44")
+    deploying.rollback(stage, None, print)
+
+    assert deploying.deployments(stage)[1] == first
+    assert variables(deployed)["ANSWER_TOKENS"] == deployed.stack.environment["ANSWER_TOKENS"]
+
+
+def deploy_again(deployed: Deployed, answer_tokens: str) -> Stage:
+    """The template once more with this setting, which the functions have then."""
+    stage = local.stage({**deployed.stack.environment, "ANSWER_TOKENS": answer_tokens})
+    deploying.make(stage, PACKAGES)
+    deploying.ship(stage, PACKAGES)
+    assert variables(deployed)["ANSWER_TOKENS"] == answer_tokens
+    return stage

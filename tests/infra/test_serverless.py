@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from moto import mock_aws
 
 from functions.deploy_model import events as deployments
 from functions.export_training_data import events as exports
-from infra.aws import deploying, stages
+from infra.aws import deploying, local, stages
 from infra.aws.packaging import FUNCTIONS, ROOT, STREAMING
 from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
+from shared import deployments as transfers
 from shared.errors import Misconfigured
 from shared.exports import Export
 from shared.settings import Settings, key_name, provider_key
@@ -31,6 +33,11 @@ SETTINGS = {
     "S3_PROTOCOL_ACCESS_KEY_ID": "example",
 }
 QUEUES = {"ai-finance": "AiFinance", "deploy-model": "DeployModel", "export-training-data": "ExportTrainingData"}
+WORKERS = {
+    "ai-finance": deferred.WORKER,
+    "deploy-model": transfers.WORKER,
+    "export-training-data": exports.WORKER,
+}
 LAMBDAS_METRICS = {"Errors", "Throttles", "Duration"}
 Template = dict[str, Any]
 
@@ -263,6 +270,18 @@ def test_a_message_is_hidden_for_as_long_as_it_is_worked_on(template: Template, 
     assert hidden >= lambda_of(template, function)["Timeout"] + 60
 
 
+def test_a_transfer_is_not_thought_lost_while_its_message_is_hidden(template: Template) -> None:
+    hidden = template["Resources"]["DeployModelQueue"]["Properties"]["VisibilityTimeout"]
+
+    assert hidden < transfers.IDLE_SECONDS
+
+
+def test_a_worker_may_send_to_the_queue_that_it_is_called_by(template: Template) -> None:
+    allowed = {function for function in FUNCTIONS if lambda_of(template, function).get("RecursiveLoop") == "Allow"}
+
+    assert allowed == {*QUEUES}
+
+
 def test_a_deferred_answer_is_tried_as_often_as_it_may_be_while_its_turn_is_held(template: Template) -> None:
     hidden = template["Resources"]["AiFinanceQueue"]["Properties"]["VisibilityTimeout"]
 
@@ -275,7 +294,7 @@ def test_what_fails_for_an_hour_goes_to_the_dead_letters(template: Template, nam
     redrive = properties["RedrivePolicy"]
 
     assert redrive["deadLetterTargetArn"] == {"Fn::GetAtt": [f"{name}DeadLetters", "Arn"]}
-    assert redrive["maxReceiveCount"] * properties["VisibilityTimeout"] >= 3600
+    assert 3600 <= redrive["maxReceiveCount"] * properties["VisibilityTimeout"] <= 2 * 3600
     assert redrive["maxReceiveCount"] >= 5  # as AWS advises
     assert template["Resources"][f"{name}DeadLetters"]["Properties"]["MessageRetentionPeriod"] == 14 * 24 * 3600
 
@@ -357,7 +376,7 @@ def test_logs_are_kept_for_a_month(template: Template) -> None:
 
 
 def test_every_alarm_is_of_figures_that_there_are(template: Template) -> None:
-    workers = {*FUNCTIONS, deferred.WORKER}
+    workers = {*FUNCTIONS, *WORKERS.values()}
     namespaces = {environment(template, function)["METRICS_NAMESPACE"] for function in FUNCTIONS}
     [own] = namespaces
 
@@ -393,6 +412,16 @@ def test_a_function_that_fails_is_throttled_or_slow_gives_an_alarm(template: Tem
     assert lambdas.keys() == LAMBDAS_METRICS
     assert (timeout - queue.MARGIN_SECONDS) * 1000 < lambdas["Duration"] < timeout * 1000
     assert [each["MetricName"] for each in failures] == ["Errors"]
+
+
+@pytest.mark.parametrize("function", QUEUES)
+def test_a_worker_that_fails_gives_an_alarm(template: Template, function: str) -> None:
+    handler = import_module(f"functions.{function.replace('-', '_')}.handler").handler
+    alarms = of_type(template, "AWS::CloudWatch::Alarm").values()
+    failures = [each for each in alarms if each["Dimensions"] == [{"Name": "function", "Value": handler.worker}]]
+
+    assert handler.worker == WORKERS[function]
+    assert [(each["MetricName"], each["Threshold"]) for each in failures] == [("Errors", 1)]
 
 
 @pytest.mark.parametrize("name", QUEUES.values())
@@ -496,6 +525,99 @@ def test_a_secret_that_is_kept_in_the_open_is_refused(store: Any) -> None:
 
     with pytest.raises(StageError, match="in the open, as String: GROQ_API_KEY"):
         deploying.check_parameters(stage)
+
+
+class Deployments:
+    """A stage's deployments as osls leaves them, in ministack."""
+
+    def __init__(self) -> None:
+        self.stage, self.is_there = Stage("test", SETTINGS, ".env.test"), False
+        self.s3, self.cloudformation = (deploying.client(self.stage, name) for name in ("s3", "cloudformation"))
+
+    def put(self, timestamp: str, is_tried: bool = True) -> None:
+        """One more, in use from now on."""
+        self.use(timestamp)
+        folder = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z"
+        bucket = deploying.bucket_of(self.stage)
+        self.s3.put_object(Bucket=bucket, Key=f"{folder}/compiled-cloudformation-template.json")
+        if is_tried:
+            deploying.mark(self.stage)
+
+    def use(self, timestamp: str) -> None:
+        bucket = {"Type": "AWS::S3::Bucket"}
+        code = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z/ai-finance.zip"
+        topic = {"Type": "AWS::SNS::Topic", "Properties": {"DisplayName": code}}
+        body = json.dumps({"Resources": {"ServerlessDeploymentBucket": bucket, "Code": topic}})
+        name = f"{stages.SERVICE}-test"
+        change, done = (
+            (self.cloudformation.update_stack, "stack_update_complete")
+            if self.is_there
+            else (self.cloudformation.create_stack, "stack_create_complete")
+        )
+        change(StackName=name, TemplateBody=body)
+        self.cloudformation.get_waiter(done).wait(StackName=name, WaiterConfig={"Delay": 1})
+        self.is_there = True
+
+    def remove(self, timestamp: str) -> None:
+        folder = f"serverless/{stages.SERVICE}/test/{timestamp}-2026-11-01T00:00:00.000Z"
+        bucket = deploying.bucket_of(self.stage)
+        self.s3.delete_object(Bucket=bucket, Key=f"{folder}/compiled-cloudformation-template.json")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS's CloudFormation and S3 as ministack has them."""
+    with local.ministack(tmp_path) as endpoint:
+        for name, value in local.credentials(endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def kept(cloud: None) -> Deployments:
+    """Two that answered as they should, and one that didn't, which is in use."""
+    kept = Deployments()
+    kept.put("1700000001000")
+    kept.put("1700000002000")
+    kept.put("1700000003000", is_tried=False)
+    return kept
+
+
+def test_a_rollback_goes_to_the_last_deployment_that_was_tried_out(kept: Deployments) -> None:
+    before_the_failed_one = deploying.chosen(kept.stage, None)
+    kept.put("1700000004000")
+
+    assert before_the_failed_one == ("1700000003000", "1700000002000")
+    assert deploying.chosen(kept.stage, None) == ("1700000004000", "1700000002000")
+
+
+def test_a_rollback_may_be_told_to_go_to_any_that_is_kept(kept: Deployments) -> None:
+    kept.put("1700000004000")
+
+    assert deploying.chosen(kept.stage, "1700000003000") == ("1700000004000", "1700000003000")
+    with pytest.raises(StageError, match=r"1700000003000 \([^)]*, not tried out\)"):
+        deploying.chosen(kept.stage, "1700000000000")
+
+
+def test_where_none_was_tried_out_none_is_gone_back_to(cloud: None) -> None:
+    kept = Deployments()
+    for timestamp in ("1700000001000", "1700000002000"):
+        kept.put(timestamp, is_tried=False)
+
+    with pytest.raises(StageError, match=r"no such deployment to go back to.*STAGE=test TO="):
+        deploying.chosen(kept.stage, None)
+
+
+def test_marks_go_with_what_is_kept_no_more(kept: Deployments) -> None:
+    kept.remove("1700000001000")
+    kept.put("1700000004000")
+
+    assert deploying.tried(kept.stage) == {"1700000002000", "1700000004000"}
+
+
+def test_a_stage_that_does_not_answer_says_how_to_go_back() -> None:
+    with pytest.raises(StageError, match=r"doesn't answer(.|\n)*test is live .*make rollback STAGE=test"):
+        deploying.accept(Stage("test", SETTINGS, ".env.test"), "http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(

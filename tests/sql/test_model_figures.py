@@ -73,6 +73,19 @@ def test_a_canary_that_nobody_has_asked_has_figures_of_nothing(canary: Family) -
     }
 
 
+def test_figures_of_different_weights_are_not_put_together(canary: Family, api: Client) -> None:
+    answer(canary, api, "v1", 1)  # by a user who is moved to the canary then
+    answer(canary, api, "v2", -1)
+
+    canary.activate("v2", 0.75)
+    answer(canary, api, "v2", 1)
+
+    told = figures(canary)
+    assert (told["weight"], told["since"]) == (0.75, canary.row("v2")["canary_since"])
+    assert told["active"] == {"version": "v1", **NOTHING}
+    assert (told["canary"]["answers"], told["canary"]["votes"]) == (1, [[1, 0]])
+
+
 def test_both_versions_calls_are_counted_each_for_itself(
     canary: Family, api: Client, neighbour: Client, user_id: int
 ) -> None:
@@ -150,10 +163,10 @@ def test_a_canary_that_comes_again_begins_anew(canary: Family, api: Client) -> N
     answer(canary, api, "v2", -1)
     counted = figures(canary)["canary"]["answers"]
 
-    canary.activate("v2", 0.5)
+    canary.activate("v2", 0.25)
     kept = figures(canary)["canary"]["answers"]
     canary.roll_back()
-    canary.activate("v2", 0.5)
+    canary.activate("v2", 0.25)
 
     assert (counted, kept) == (1, 1)
     assert figures(canary)["canary"] == {"version": "v2", **NOTHING}

@@ -1,6 +1,8 @@
 """Versions of models as rows: what they may be, how they come in, and what is written down of them."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -532,6 +534,71 @@ def test_a_worker_whose_version_was_given_up_and_begun_again_has_lost_it(family:
     assert finish(family, id, worker=worker) == {"outcome": "lost"}
     assert claim(family, id, worker)["outcome"] == "claimed"
     assert finish(family, id, worker=worker)["outcome"] == "ready"
+
+
+def woken(family: Family, *ids: int, idle_seconds: int = 0) -> list[int]:
+    """Which of these transfers are told to go on."""
+    told: dict[str, list[int]] = rows(family.service.rpc("wake_transfers", {"idle_seconds": idle_seconds}))
+    return [id for id in ids if id in told["ids"]]
+
+
+def test_a_transfer_that_nobody_is_at_is_told_of_once_in_a_while(family: Family) -> None:
+    left, held, lost = (begun(family, progress={"files": []}) for _ in range(3))
+    claim(family, left, seconds=0)
+    claim(family, held)
+
+    assert woken(family, left, held, lost, idle_seconds=60) == []
+    assert woken(family, left, held, lost) == [left, lost]
+    assert woken(family, left, held, lost, idle_seconds=60) == []
+    assert claim(family, left)["outcome"] == claim(family, lost)["outcome"] == "claimed"
+    assert woken(family, left, held, lost) == []
+
+
+def test_what_is_over_is_not_told_to_go_on(family: Family) -> None:
+    done, failed = (begun(family, progress={"files": []}) for _ in range(2))
+    claim(family, done, seconds=0)
+    finish(family, done)
+    family.of_id("fail_model", failed, failure="no safetensors")
+
+    assert woken(family, done, failed) == []
+
+
+def test_an_upload_waits_for_its_user(family: Family) -> None:
+    id = begun(family, status="uploading", source="upload", progress={"files": []})
+    before = woken(family, id)
+    claim(family, id, seconds=0)
+    while_it_is_checked = woken(family, id)
+    family.call("record_decision", version="v1", action="not_finalized")
+    refused = woken(family, id)
+    claim(family, id, seconds=0)
+
+    assert (before, while_it_is_checked, refused) == ([], [id], [])
+    assert woken(family, id) == [id]
+
+
+@pytest.fixture
+def idle(family: Family, database: psycopg.Connection) -> Iterator[list[int]]:
+    """101 transfers that nobody was heard of since 1970."""
+    ids = [begun(family, version=f"v{number}", progress={"files": []}) for number in range(101)]
+    woken(family)  # their time begins
+    database.execute("update private.transfers set expires_at = '1970-01-01' where model_id = any(%s)", [ids])
+    yield ids
+    database.execute("delete from public.model_metadata where id = any(%s)", [ids])
+
+
+def test_a_hundred_transfers_are_told_of_at_a_time(family: Family, idle: list[int]) -> None:
+    told = [woken(family, *idle, idle_seconds=10**9) for _ in range(3)]
+
+    assert [len(each) for each in told] == [100, 1, 0]
+    assert sorted(chain(*told)) == idle
+
+
+def test_of_calls_at_once_one_is_told_of_a_transfer(family: Family, idle: list[int]) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        told = list(threads.map(lambda _: woken(family, *idle, idle_seconds=10**9), range(8)))
+
+    each = [*chain(*told)]
+    assert len(each) == len(set(each)) >= 100
 
 
 def test_what_is_not_there_is_unknown(family: Family) -> None:

@@ -69,15 +69,24 @@ def test_a_canary_gets_a_part_of_the_users(family: Family) -> None:
     assert family.history("weight", "previous_version")[-1:] == [("canary", "v2", 0.1, "v1")]
 
 
-def test_a_canary_that_gets_more_users_is_the_same_canary(canary: Family) -> None:
+def test_a_canary_that_gets_more_users_is_a_canary_from_then_on(canary: Family) -> None:
     since = canary.row("v3")["canary_since"]
 
     answers = [canary.activate("v3", 0.5), canary.activate("v3", 0.5)]
 
     assert outcomes(answers) == ["already", "canary"]
     assert canary.served() == {"v2": 0.5, "v3": 0.5}
-    assert canary.row("v3")["canary_since"] == since
+    assert canary.row("v3")["canary_since"] > since
     assert [step[:3] for step in canary.history("weight")][-2:] == [("canary", "v3", 0.25), ("canary", "v3", 0.5)]
+
+
+def test_a_canary_is_as_old_as_its_weight_whatever_else_is_changed(canary: Family) -> None:
+    since = canary.row("v3")["canary_since"]
+
+    for change in ({"performance_metrics": {"loss": 0.1}}, {"traffic_weight": 0.25}):
+        canary.table().update(change).eq("model_name", canary.name).eq("version", "v3").execute()
+
+    assert canary.row("v3")["canary_since"] == since
 
 
 def test_another_canary_takes_the_place_of_the_first(canary: Family) -> None:
