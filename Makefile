@@ -56,7 +56,7 @@ package: $(INSTALLED) ## the functions' zips for Lambda, into .local/package (AR
 deploy: $(INSTALLED) ## a stage onto AWS: make deploy STAGE=prod, whose settings stand in .env.prod
 	@$(PYTHON) -m infra.aws.deploying deploy "$(STAGE)"
 
-rollback: $(INSTALLED) ## a stage back to the deployment before (TO=timestamp: to that one)
+rollback: $(INSTALLED) ## a stage back to the last good deployment before (TO=timestamp: to that one)
 	@$(PYTHON) -m infra.aws.deploying rollback "$(STAGE)" $(if $(TO),--to $(TO))
 
 deploy-local: $(INSTALLED) ## the built template deployed onto this machine, until Ctrl-C

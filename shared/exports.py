@@ -35,12 +35,13 @@ from shared.prompting import Exchange
 from shared.registry import Text
 from shared.splits import SPLIT_SALT, split
 from shared.storage import DATASETS, SignedDownloads, Storage
-from shared.telemetry import logger
+from shared.telemetry import count_failure, logger
 from shared.training_data import CALL_SECONDS, Lost
 from shared.training_formats import Name, Row
 from shared.transfers import Destination
 from shared.wire import Wire
 
+WORKER = "export-training-data-worker"  # in the metrics
 SCHEMA_VERSION = 1
 PART_ROWS = 2000
 LEASE_SECONDS = 60
@@ -163,8 +164,10 @@ async def carry_on(clients: Clients, export_id: int, seconds: float) -> None:
         raise
     except (Conflict, InvalidRequest, NotFound) as error:  # the row says so, where there is one
         logger.error("an export failed", extra={"exportId": export_id, "code": error.code, "reason": error.message})
+        count_failure(WORKER, error)
     except GatewayError as error:  # somebody has to look after a setting
         logger.error("an export can't go on", extra={"exportId": export_id, "reason": error.message})
+        count_failure(WORKER, error)
         await hand_over(clients, export_id, LONGEST_SECONDS)
 
 

@@ -34,11 +34,12 @@ from shared.errors import (
     TransferRunning,
     Unavailable,
 )
+from shared.exports import WORKER
 from shared.models import Deadline
 from shared.registry import Version
 from shared.settings import key_name, provider_key
 from shared.storage import Storage
-from shared.telemetry import logger
+from shared.telemetry import count_failure, logger
 from shared.trainers import huggingface, openai, together
 from shared.trainers.api import Api, File, Order, Progress, Trainer
 
@@ -78,6 +79,7 @@ async def advance(clients: Clients, job_id: int, seconds: float) -> None:
         with suppress(_Lost):
             await hold.note(status="failed", failure=failure)
         logger.error("a fine-tune job failed", extra={"jobId": job_id, "reason": failure})
+        count_failure(WORKER, error)
     else:
         await hold.let_go()
 

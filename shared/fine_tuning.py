@@ -15,10 +15,11 @@ from pydantic import AfterValidator, Field
 from shared import database, queue
 from shared.clients import Clients
 from shared.errors import Conflict, GatewayError, InvalidRequest, Misconfigured, NotFound, TransferRunning, Unavailable
+from shared.exports import WORKER
 from shared.fine_tune_course import LEASE_SECONDS, advance, opened, version_name
 from shared.models import Deadline
 from shared.registry import Name, Text
-from shared.telemetry import logger
+from shared.telemetry import count_failure, logger
 from shared.trainers.api import Method, Trainer
 from shared.wire import Wire
 
@@ -167,6 +168,7 @@ async def carry_on(clients: Clients, job_id: int, seconds: float) -> None:
         return
     except Misconfigured as error:
         logger.error("a fine-tune job can't go on", extra={"jobId": job_id, "reason": error.message})
+        count_failure(WORKER, error)
         wait_seconds = LONGEST_WAIT_SECONDS
     except (TransferRunning, Unavailable) as error:
         wait_seconds = error.retry_after_seconds

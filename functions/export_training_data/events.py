@@ -13,7 +13,6 @@ from shared.models import Deadline
 from shared.queue import Delivery
 from shared.telemetry import logger
 
-WORKER = "export-training-data-worker"  # in the metrics
 SCHEDULES = ("aws.events", "aws.scheduler")
 
 

@@ -62,4 +62,4 @@ async def read_urls(export_id: ExportId, clients: ClientsOf, _: ActorOf) -> Sign
 
 
 app = web.create_app("export-training-data", router)
-handler = Handler(app, events.consume, events.occurred, events.WORKER)
+handler = Handler(app, events.consume, events.occurred, exports.WORKER)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from infra.local.stack import Stack
@@ -21,6 +22,7 @@ from tests.functions import anybody
 from tests.functions.anybody import ANYTHING
 from tests.functions.deployments import Registry
 from tests.functions.test_deferred import poll, queue_of
+from tests.sql import put_export
 from tests.stand_ins import ANSWER, Model
 from tests.users import User
 
@@ -84,13 +86,13 @@ def check_format(blob: dict[str, Any]) -> None:
         assert type(blob[metric["Name"]]) in (int, float)
 
 
-def invoked(stack: Stack, function: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+def invoked(stack: Stack, function: str, event: dict[str, Any], **settings: str) -> list[dict[str, Any]]:
     """The metrics that a function's handler prints for an event."""
     code = "import importlib, json, sys; from infra.local.queue_worker import Context;"
     code += "name, event = sys.argv[1:]; module = f'functions.{name.replace(chr(45), chr(95))}.handler';"
     code += "importlib.import_module(module).handler(json.loads(event), Context(name))"
     command = [sys.executable, "-c", code, function, json.dumps(event)]
-    environment = {**os.environ, **stack.environment, "METRICS_NAMESPACE": NAMESPACE}
+    environment = {**os.environ, **stack.environment, "METRICS_NAMESPACE": NAMESPACE, **settings}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if '"_aws"' in line]
 
@@ -256,6 +258,15 @@ def test_a_manifest_that_is_refused_is_counted(stack: Stack, registry: Registry)
     [blob] = invoked(stack, "deploy-model", event)
 
     assert (blob["function"], blob["Errors"]) == ("deploy-model-worker", 1)
+
+
+def test_an_export_that_cannot_go_on_is_counted(stack: Stack) -> None:
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        id = put_export(database, status="writing")
+        [blob] = invoked(stack, "export-training-data", message({"export": id}), S3_PROTOCOL_ACCESS_KEY_ID="")
+        database.execute("delete from public.training_exports where id = %s", [id])
+
+    assert (blob["function"], blob["code"]) == ("export-training-data-worker", "misconfigured")
 
 
 def test_nothing_but_figures_and_names_is_printed(printing: Printing, stack: Stack, alice: User) -> None:
