@@ -19,7 +19,7 @@ from infra.aws.stages import Stage, StageError
 from shared import deferred, queue, telemetry
 from shared import deployments as transfers
 from shared.errors import Misconfigured
-from shared.exports import Export
+from shared.exports import WORKER, Export
 from shared.settings import Settings, key_name, provider_key
 
 SETTINGS = {
@@ -36,7 +36,7 @@ QUEUES = {"ai-finance": "AiFinance", "deploy-model": "DeployModel", "export-trai
 WORKERS = {
     "ai-finance": deferred.WORKER,
     "deploy-model": transfers.WORKER,
-    "export-training-data": exports.WORKER,
+    "export-training-data": WORKER,
 }
 LAMBDAS_METRICS = {"Errors", "Throttles", "Duration"}
 Template = dict[str, Any]
