@@ -86,34 +86,41 @@ async def prepare(
 ) -> tuple[Draft, Route]:
     """Embed the question while the turn opens, find passages as the caller, build the prompt; and whom to ask.
 
-    A failure after the turn is open keeps the conversation as failed. Raises `InvalidRequest` for a message
-    longer than the setting allows, and `SecretInMessage`.
+    Of a caller who was just refused the question is embedded only once its turn is open. A failure after that keeps
+    the conversation as failed. Raises `InvalidRequest` for a message longer than the setting allows, and
+    `SecretInMessage`.
     """
     settings = clients.settings
     if len(question.message) > settings.message_characters:
         raise InvalidRequest(f"message: longer than {settings.message_characters} characters.")
     guards.refuse_secrets(question.message)
     db = database.as_caller(clients.http, settings, caller)
-    embedding = asyncio.create_task(_embed(clients, question.message, trace))
+    admitted = asyncio.Event()
+    embedding = asyncio.create_task(_embed(clients, question.message, trace, admitted))
     embedding.add_done_callback(lambda task: task.cancelled() or task.exception())  # a refused turn never asks for it
     try:
-        await asyncio.wait([embedding], timeout=HEAD_START_SECONDS)
+        if not clients.refusals.hold(caller.auth_user_id):
+            admitted.set()
+            await asyncio.wait([embedding], timeout=HEAD_START_SECONDS)
         async with deadline.enforced():
-            route = await clients.router.route(caller.auth_user_id, question.model)
-            with trace.step("open"):
-                turn = await conversations.open_turn(
-                    db,
-                    settings,
-                    question.message,
-                    route.most(settings.prompt_tokens),
-                    trace,
-                    thread_id=question.thread_id,
-                    claimed_user_id=question.claimed_user_id,
-                    idempotency_key=question.idempotency_key,
-                )
+            with clients.refusals.noted(caller.auth_user_id):
+                route = await clients.router.route(caller.auth_user_id, question.model)
+                with trace.step("open"):
+                    turn = await conversations.open_turn(
+                        db,
+                        settings,
+                        question.message,
+                        route.most(settings.prompt_tokens),
+                        trace,
+                        thread_id=question.thread_id,
+                        claimed_user_id=question.claimed_user_id,
+                        idempotency_key=question.idempotency_key,
+                    )
         trace.facts |= {"conversationId": turn.conversation_id, "threadId": str(turn.thread_id)}
         if turn.answered:
             return _replay(turn, turn.answered), route
+        clients.refusals.forget(caller.auth_user_id)
+        admitted.set()
         async with kept_if_failed(clients, turn, trace), deadline.enforced():
             return await _look_up(clients, db, question, turn, await embedding, trace), route
     finally:
@@ -139,16 +146,18 @@ async def answered(draft: Draft, route: Route, deadline: Deadline, trace: Trace)
 
 
 async def events(
-    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace
+    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace, asks_again: bool = False
 ) -> AsyncGenerator[tuple[str, Wire], None]:
     """The answer as it is said: `sources`, `token` …, then `done` or `error`.
 
     However it ends, what was said is stored: as partial when the model broke off or the client went away,
-    which closes this generator and with it the connection to the model.
+    which closes this generator and with it the connection to the model. Where the caller `asks_again`, a failure that
+    may pass is raised instead as long as nothing was said, and the turn stays open.
     """
     said, code = "", "client_gone"
     begun: Model | None = None
     failure: GatewayError | None = None
+    stays_open = False
     try:
         yield "sources", _opened(draft)
         async with aclosing(_said(draft, route, deadline, trace)) as parts:
@@ -166,22 +175,27 @@ async def events(
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
         code = failure.code
+        stays_open = asks_again and failure.retryable and not said
         trace.facts["cause"] = type(error.__cause__ or error).__name__
     finally:
         with anyio.CancelScope(shield=True):
             status: Status = "complete" if not code else "partial" if said else "failed"
             trace.facts |= {"code": code} if code else {}
-            if begun and draft.spent is NOTHING:
+            if begun and draft.spent == NOTHING:
                 draft = replace(draft, spent=begun.spent(models.estimate(draft.messages, said)))
-            draft = checked(draft, said)
-            await close(clients, draft, said.strip(), status, trace, code or None)
+            if not stays_open:
+                draft = checked(draft, said)
+                await close(clients, draft, said.strip(), status, trace, code or None)
+    if failure and stays_open:
+        raise failure
     if failure:
         yield "error", Failure(**failure.body(trace.request_id))
     else:
         yield "done", _done(draft, trace)
 
 
-async def _embed(clients: Clients, message: str, trace: Trace) -> list[float]:
+async def _embed(clients: Clients, message: str, trace: Trace, admitted: asyncio.Event) -> list[float]:
+    await admitted.wait()
     with trace.step("embed"):
         return await embeddings.embed_query(clients.embedder, message)
 
@@ -239,7 +253,7 @@ async def close(
 
     Where no model has answered, the one that was asked last stands there.
     """
-    turn, spent = draft.turn, draft.spent
+    turn, spent = draft.turn, models.charged(draft.spent, trace)
     if turn.answered:
         return
     model = draft.model or trace.facts.get("model")

@@ -34,6 +34,7 @@ from shared.errors import (
 )
 from shared.models import Deadline
 from shared.prompting import Exchange
+from shared.providers.openai_compatible import clean
 from shared.quotas import Quota
 from shared.routing import Router
 from shared.telemetry import Trace
@@ -76,7 +77,7 @@ def _text(content: Any) -> Any:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise Unsupported(f"messages: {str(kind)[:40]} is not supported, only parts of type text are.")
+            raise Unsupported(f"messages: {clean(str(kind)[:40])} is not supported, only parts of type text are.")
     texts = [part.get("text") for part in content]
     return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content
 

@@ -79,7 +79,7 @@ class Draft:
     """A question ready for the model, and the passages in its prompt; without any, the model isn't asked.
 
     Nor is it where `reply` is there already, kept from an earlier one; with `key` the answer is kept. `turns` are the
-    caller's word of what was said before it.
+    caller's word of what was said before it, as far as it is in the prompt.
     """
 
     question: Question
@@ -120,7 +120,7 @@ async def search(
     _check(clients, question)
     with _embedding(clients, quota, question.text, trace) as vector:
         async with deadline.enforced():
-            with trace.step("count"):
+            with _admission(clients, quota), trace.step("count"):
                 await quotas.count(clients.http, clients.settings, quota)
             return await _find(clients, db, question, await vector(), trace, question.explain)
 
@@ -145,17 +145,18 @@ async def prepare(
     _check(clients, question)
     with _embedding(clients, quota, question.text, trace) as vector:
         async with deadline.enforced():
-            route = await clients.router.route(quota.person if quota else "", wanted)
-            if answer_tokens:
-                route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
-            with trace.step("count"):
-                most = route.most(settings.prompt_tokens)
-                call = await quotas.open_call(clients.http, settings, quota, most, trace)
-        draft = Draft(question, route, call, turns)
+            with _admission(clients, quota):
+                route = await clients.router.route(quota.person if quota else "", wanted)
+                if answer_tokens:
+                    route = replace(route, answer_tokens=min(route.answer_tokens, answer_tokens))
+                with trace.step("count"):
+                    most = route.most(settings.prompt_tokens)
+                    call = await quotas.open_call(clients.http, settings, quota, most, trace)
+        draft = Draft(question, route, call)
         async with _charged_if_failed(clients, draft, trace), deadline.enforced():
             passages = await _find(clients, db, question, await vector(), trace)
             prompt = prompting.build_cited(question.text, passages, settings.prompt_tokens, turns)
-            draft = replace(draft, passages=prompt.passages, messages=prompt.messages)
+            draft = replace(draft, turns=prompt.turns, passages=prompt.passages, messages=prompt.messages)
             may_be_kept = settings.cache_seconds and draft.passages and not turns
             return await _kept(clients, draft, cache, trace) if may_be_kept else draft
 
@@ -240,8 +241,11 @@ def _check(clients: Clients, question: Question) -> None:
 def _embedding(
     clients: Clients, quota: Quota | None, text: str, trace: Trace
 ) -> Iterator[Callable[[], Awaitable[list[float]]]]:
-    """How to get the question's vector, which is asked for while the caller is admitted; a visitor's only after."""
-    if quota and not quota.user:
+    """How to get the question's vector, which is asked for while the caller is admitted.
+
+    Only after that for a visitor, and for a user who was just refused.
+    """
+    if quota and (not quota.user or clients.refusals.hold(quota.key)):
         yield lambda: _embed(clients, text, trace)
         return
     embedding = asyncio.create_task(_embed(clients, text, trace))
@@ -250,6 +254,15 @@ def _embedding(
         yield lambda: embedding
     finally:
         embedding.cancel()
+
+
+@contextmanager
+def _admission(clients: Clients, quota: Quota | None) -> Iterator[None]:
+    """What admits the caller runs inside; of a user it is remembered how that went."""
+    user = quota.key if quota and quota.user else None
+    with clients.refusals.noted(user):
+        yield
+    clients.refusals.forget(user)
 
 
 async def _embed(clients: Clients, text: str, trace: Trace) -> list[float]:
@@ -315,20 +328,23 @@ async def _pieces(draft: Draft, said: Said, deadline: Deadline, trace: Trace) ->
 
 @asynccontextmanager
 async def _charged_if_failed(clients: Clients, draft: Draft, trace: Trace) -> AsyncIterator[None]:
-    """Gives back what a call has reserved where what runs inside fails."""
+    """Gives back what a call has reserved and not spent where what runs inside fails."""
     try:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, GatewayError) else "internal"
+        spent = models.charged(draft.spent, trace)
+        trace.facts |= quotas.facts(spent)
         with anyio.CancelScope(shield=True):
-            await quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, error_code=code)
+            await quotas.close_call(clients.http, clients.settings, draft.call, spent, trace, error_code=code)
         raise
 
 
 async def _close(clients: Clients, draft: Draft, said: Said, trace: Trace, error_code: str | None = None) -> None:
     """Charge the call, and keep a whole answer of the model it was meant for."""
-    trace.facts |= {"model": draft.model or trace.facts.get("model"), **quotas.facts(draft.spent)}
-    closing = quotas.close_call(clients.http, clients.settings, draft.call, draft.spent, trace, draft.model, error_code)
+    spent = models.charged(draft.spent, trace)
+    trace.facts |= {"model": draft.model or trace.facts.get("model"), **quotas.facts(spent)}
+    closing = quotas.close_call(clients.http, clients.settings, draft.call, spent, trace, draft.model, error_code)
     with trace.step("close"):
         if draft.key and draft.model == draft.route.chain[0].name and not error_code:
             await asyncio.gather(closing, answer_cache.keep(clients, draft.key, said.raw, draft.model, trace))

@@ -12,6 +12,7 @@ from shared.auth import Verifier
 from shared.embeddings import Embedder
 from shared.errors import Misconfigured
 from shared.parameters import Parameters
+from shared.quotas import Refusals
 from shared.routing import Router
 from shared.settings import Settings
 from shared.telemetry import logger
@@ -22,13 +23,14 @@ TIMEOUT = httpx.Timeout(60, connect=3)  # deadlines are the callers' own
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Open as long as its settings are good; nothing in it belongs to a caller."""
+    """Open as long as its settings are good; of callers it knows who was refused, and nothing that is theirs."""
 
     settings: Settings
     http: httpx.AsyncClient
     verifier: Verifier
     router: Router
     embedder: Embedder
+    refusals: Refusals = field(default_factory=Refusals)
 
     @classmethod
     def open(cls, settings: Settings, http: httpx.AsyncClient | None = None) -> "Clients":

@@ -208,6 +208,7 @@ async def _finish(clients: Clients, work: Work, delivery: Delivery) -> None:
     claims = await conversations.claim_turn(db, turn, delivery.seconds)
     if claims is None:
         return
+    comes_again = claims < clients.settings.answer_tries
     try:
         route = _left(await clients.router.route(work.user_key, work.wanted), work.refused)
         deadline = Deadline.after(delivery.seconds)
@@ -216,14 +217,14 @@ async def _finish(clients: Clients, work: Work, delivery: Delivery) -> None:
         if claims > clients.settings.answer_tries:  # those before it were killed
             raise ModelUnavailable()
         if work.broadcast:
-            await _broadcast(clients, work.draft, route, deadline, trace)
+            await _broadcast(clients, work.draft, route, deadline, trace, comes_again)
         else:
             text, draft = await answering.answered(work.draft, route, deadline, trace)
             await answering.close(clients, draft, text, "complete", trace)
     except Exception as error:
         failure = error if isinstance(error, GatewayError) else GatewayError()
         trace.facts["code"] = failure.code
-        if failure.retryable and claims < clients.settings.answer_tries:
+        if failure.retryable and comes_again:
             await conversations.claim_turn(db, turn, 0)
             raise
         await answering.close(clients, work.draft, "", "failed", trace, failure.code)
@@ -275,10 +276,15 @@ async def _pass_on(clients: Clients, work: Work, route: Route, trace: Trace) -> 
     await _send(clients, {"work": _json(work)})
 
 
-async def _broadcast(clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace) -> None:
-    """The answer as it is said, to the user's own topic; Realtime may miss it, the conversation has it all."""
+async def _broadcast(
+    clients: Clients, draft: Draft, route: Route, deadline: Deadline, trace: Trace, comes_again: bool
+) -> None:
+    """The answer as it is said, to the user's own topic; Realtime may miss it, the conversation has it all.
+
+    Where the message `comes_again`, a failure before the first word is raised, and nobody hears of it.
+    """
     waiting, flushed = "", 0.0
-    async with aclosing(answering.events(clients, draft, route, deadline, trace)) as events:
+    async with aclosing(answering.events(clients, draft, route, deadline, trace, comes_again)) as events:
         async for name, part in events:
             waiting += part.token if isinstance(part, Token) else ""
             if waiting and (name != "token" or time.monotonic() - flushed > FLUSH_SECONDS):
@@ -327,7 +333,7 @@ def _work(value: Any) -> Work:
 def _object(text: str) -> Mapping[str, Any]:
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest("The message is not JSON.") from error
     if not isinstance(body, dict):
         raise InvalidRequest("The message is not an object.")

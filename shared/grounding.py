@@ -28,7 +28,7 @@ UNSETTLED = re.compile(rf"[ \t]{{0,4}}(?:{OPENING}{INSIDE}{{0,40}}(?:â€ [^\[\]ã€
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]|\\(?=[_*~.-])")
 ADDRESS = re.compile(
     r"(?<![\w-])(?:"
-    r"(?P<friendly>[EUk0][Qf](?=[\w+/-]*\d)(?:[\w+/-]{46}|[\w-]{44,48}))"  # TON's 48, and slips of a letter or two
+    r"(?P<friendly>[EUk0][Qf](?=[\w+/-]{0,47}\d)(?:[\w+/-]{46}|[\w-]{44,48}))"  # TON's 48, and slips of a letter or two
     r"|(?P<raw>-?\d:[0-9a-fA-F]{64})"
     r"|(?P<hex>0[xX][0-9a-fA-F]{38,42})"  # Ethereum's 40, and slips
     r"|(?P<bech32>(?:bc|tb|ltc|addr|cosmos|osmo)1[02-9ac-hj-np-z]{11,98}|(?:BC|TB)1[02-9AC-HJ-NP-Z]{11,98})"
@@ -211,16 +211,20 @@ def _is_base58_address(word: str) -> bool:
 def _urls(text: str) -> Iterator[tuple[int, str, str]]:
     """Where a URL or a bare domain starts, how it is written, and its host and path."""
     for match in URL.finditer(text):
-        yield match.start(), _trimmed(match[0]), _place(_trimmed(match[0]))
+        url = _trimmed(match[0])
+        yield match.start(), url, _place(url)
     for match in DOMAIN.finditer(URL.sub(lambda url: " " * len(url[0]), text)):
-        yield match.start(), _trimmed(match[0]), _place(f"https://{_trimmed(match[0])}")
+        domain = _trimmed(match[0])
+        yield match.start(), domain, _place(f"https://{domain}")
 
 
 def _trimmed(url: str) -> str:
     """Without the sentence's punctuation; a bracket stays where the URL has opened it."""
-    while url and url[-1] in TRAILING and not (url[-1] == ")" and url.count("(") >= url.count(")")):
-        url = url[:-1]
-    return url
+    end, unopened = len(url), url.count(")") - url.count("(")
+    while end and url[end - 1] in TRAILING and not (url[end - 1] == ")" and unopened <= 0):
+        end -= 1
+        unopened -= url[end] == ")"
+    return url[:end]
 
 
 def _place(url: str) -> str:

@@ -37,6 +37,7 @@ TRIES = 3  # of one model, where the same may help
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 SHARE = 0.6  # of the time that is left, for a model that has another behind it
+FAIR_SECONDS = 10.0  # for an answer, where the model has no shorter limit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ async def generate(route: Route, messages: Sequence[Message], deadline: Deadline
         call.answered(said)
         return answer
 
-    answer, attempts = await _first(route, deadline, trace, ask)
+    answer, attempts = await _first(route, messages, deadline, trace, ask)
     return Reply(*answer, attempts)
 
 
@@ -188,7 +189,7 @@ async def stream(
         call.begun()
         return model, parts, first, call
 
-    (model, parts, part, call), attempts = await _first(route, deadline, trace, begin)
+    (model, parts, part, call), attempts = await _first(route, messages, deadline, trace, begin)
     async with call.ending(), aclosing(parts):
         yield Begun(model, attempts)
         while part is not None and len(said) < route.answer_characters:
@@ -227,21 +228,31 @@ def estimate(messages: Sequence[Message], said: str) -> Usage:
     return Usage(_tokens(messages), count_tokens(said) if said else 0, estimated=True)
 
 
+def charged(spent: Spent, trace: Trace) -> Spent:
+    """What a call has spent; where nobody reported anything, the prompt that a model was left with."""
+    return (trace.unreported or spent) if spent == NOTHING else spent
+
+
 async def _first(
-    route: Route, deadline: Deadline, trace: Trace, attempt: Callable[[Model, float, Span], Awaitable[Answer]]
+    route: Route,
+    messages: Sequence[Message],
+    deadline: Deadline,
+    trace: Trace,
+    attempt: Callable[[Model, float, Span], Awaitable[Answer]],
 ) -> tuple[Answer, int]:
     """What the first model of the chain gives that can, and the attempts; one is asked again where that may help.
 
     All tries share the deadline: a model gets what is left of it, less some where there is another one behind it.
     What is wrong with the request itself goes to the models that are there for it, one after the other, or to the
-    caller at once. A try that succeeds ends its span itself; the trace knows which model was asked last.
+    caller at once. A try that succeeds ends its span itself; the trace knows which model was asked last, and what the
+    prompt costs of one that was left with it.
     """
     failed, attempts = ProviderFailed(Failure.LATE), 0
     rests: list[float] = []
     waiting, is_detour = deque(route.chain), False
     if route.version:
         trace.facts["routed"] = route.version
-    while waiting:
+    while waiting and deadline.remaining() > 0:
         model = waiting.popleft()
         if rest_seconds := route.breakers.wait_seconds(model.provider):
             rests.append(rest_seconds)
@@ -264,20 +275,31 @@ async def _first(
             except ProviderFailed as error:
                 failed = error
             except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    trace.unreported = model.spent(estimate(messages, ""))
                 call.end(error)
                 raise
+            if failed.failure is Failure.LATE:
+                trace.unreported = model.spent(estimate(messages, ""))
             call.end(failed.failure.value)
             logger.warning("try failed", extra=_facts(trace, model, number, failed))
             pause = _pause(failed, number)
             if pause is None or pause >= deadline.remaining():
                 break
             await asyncio.sleep(pause)
-        if failed.failure in OF_THE_PROVIDER:
+        if _is_the_providers(failed, model, left):
             route.breakers.note(model.provider, has_failed=True)
         if failed.failure in OF_THE_REQUEST and not is_detour:
             waiting, is_detour = deque(route.detours.get(failed.failure, ())), True
     trace.facts["attempts"] = attempts
     raise _ours(failed) from failed
+
+
+def _is_the_providers(failed: ProviderFailed, model: Model, seconds: float) -> bool:
+    """Whether its breaker counts it: being late only of a try that had the time to answer."""
+    if failed.failure is Failure.LATE:
+        return seconds >= min(model.facts.timeout_seconds or FAIR_SECONDS, FAIR_SECONDS)
+    return failed.failure in OF_THE_PROVIDER
 
 
 def _facts(trace: Trace, model: Model, number: int, failed: ProviderFailed) -> dict[str, object]:

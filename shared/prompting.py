@@ -77,7 +77,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The messages for the model and the passages that found room in them.
+    """The messages for the model, and the passages and earlier turns that found room in them.
 
     `grounded` is False when nothing in it could answer the question: then the gateway says so itself, for a
     small model would invent something.
@@ -85,6 +85,7 @@ class Prompt:
 
     messages: list[Message]
     passages: list[Passage]
+    turns: list[Exchange]
     grounded: bool
 
 
@@ -124,6 +125,7 @@ def build(
     return Prompt(
         messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
         passages=kept_passages,
+        turns=newest_turns[::-1],
         grounded=bool(kept_passages or newest_turns or (personal and kept_swaps)),
     )
 
@@ -150,6 +152,7 @@ def build_cited(
     return Prompt(
         messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
         passages=kept,
+        turns=newest_turns[::-1],
         grounded=bool(kept),
     )
 

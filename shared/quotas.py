@@ -1,7 +1,10 @@
 """What a caller may ask and spend: counted and reserved in the database before a model is asked, charged after."""
 
 import hmac
-from collections.abc import Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from ipaddress import ip_address, ip_network
@@ -23,6 +26,8 @@ FUNCTION = "ai-with-rag"
 LEASE_MARGIN_SECONDS = 15
 CLOSE_SECONDS = 3  # then the queue takes it
 TOO_OFTEN = "Too many questions in the last minute."
+REFUSALS = 1000  # that a process remembers
+REFUSAL_SECONDS = 60  # where the error doesn't say how long it holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,37 @@ class Call:
 
     user_id: int | None = None
     id: str = field(default_factory=lambda: str(uuid4()))
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Users who were refused, and until when on the monotonic clock: so long nothing is bought for them in advance.
+
+    The database alone admits and refuses; this says for whom its word is waited for. None is a visitor, who isn't kept.
+    """
+
+    until: OrderedDict[str, float] = field(default_factory=OrderedDict, repr=False)
+
+    def hold(self, user: str | None) -> bool:
+        return user is not None and time.monotonic() < self.until.get(user, 0)
+
+    @contextmanager
+    def noted(self, user: str | None) -> Iterator[None]:
+        """Remembers that what runs inside has refused the user."""
+        try:
+            yield
+        except GatewayError as error:
+            if user is not None and error.status < 500:
+                self.until[user] = time.monotonic() + (error.retry_after_seconds or REFUSAL_SECONDS)
+                self.until.move_to_end(user)
+                if len(self.until) > REFUSALS:
+                    self.until.popitem(last=False)
+            raise
+
+    def forget(self, user: str | None) -> None:
+        """The user is admitted again."""
+        if user is not None:
+            self.until.pop(user, None)
 
 
 @dataclass(frozen=True, slots=True)

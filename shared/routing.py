@@ -41,7 +41,7 @@ PROVIDERS = {
     "runpod": Provider(base_url="https://api.runpod.ai/v2", wire="runpod", hosting_url="https://api.runpod.io/v2"),
 }
 OWN = "own"  # the server at MODEL_BASE_URL
-ORIGIN = re.compile(r"https?://[a-z0-9.:-]+")
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d{1,5})?", re.ASCII)
 NAMELESS = "tgi"  # what a dedicated endpoint's model is called where its address doesn't say; TGI takes any name
 
 

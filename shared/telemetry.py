@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span as Recorded
     from opentelemetry.trace import Tracer
 
+    from shared.models import Spent
     from shared.providers.chat import Said, Usage
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -64,12 +65,16 @@ for library in ("httpx", "httpcore", "botocore", "boto3"):
 
 @dataclass(slots=True)
 class Trace:
-    """What is known of one request so far: its id, its steps' milliseconds, facts worth a log field, and headers."""
+    """What is known of one request so far: its id, its steps' milliseconds, facts worth a log field, and headers.
+
+    `unreported` is, by estimate, what the prompt costs of a model that was left before it said anything.
+    """
 
     request_id: str
     timings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    unreported: "Spent | None" = None
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
@@ -158,7 +163,7 @@ class Span:
         if "route" in scope:
             route = f"/{function}{scope['route'].path}"  # a router's own path has no prefix
             self.recorded.update_name(f"{_method(scope['method'])} {route}")
-            self.note({"http.route": route, "url.path": scope["path"]})
+            self.note({"http.route": route, "url.path": path(scope) or ""})
         if code and has_failed(code):
             self.fail(code)
 
@@ -194,6 +199,15 @@ def conclude(message: str, function: str, trace: Trace, **known: Any) -> None:
     logger.info(message, extra={**line, "timings": trace.timings, **trace.facts}, stacklevel=3)
     if namespace := settings.metrics_namespace():
         print(json.dumps(_metrics(namespace, function, trace, total)), flush=True)
+
+
+def path(scope: Mapping[str, Any]) -> str | None:
+    """A request's path where it is one of ours, without the token that a webhook's is known by."""
+    token = scope.get("path_params", {}).get("token")
+    if "route" not in scope:
+        return None
+    told: str = scope["path"]
+    return told.replace(token, "{token}") if token else told
 
 
 def has_failed(code: str | None) -> bool:

@@ -247,7 +247,7 @@ class Edge:
             trace.facts.setdefault("code", GatewayError.code)
             logger.error("unforeseen", extra={"requestId": trace.request_id, **_where(error)})
         finally:
-            path = scope["path"] if "route" in scope else None
+            path = telemetry.path(scope)
             telemetry.conclude("request", self.name, trace, method=scope["method"], path=path, status=status)
         return status
 

@@ -21,8 +21,8 @@ from pydantic import SecretStr
 from shared.providers.chat import Ask, Chat, Failure, ProviderFailed, Said, Usage
 from shared.providers.event_streams import events
 
-# What is raised over an answer that isn't the API's.
-GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
+# What is raised over an answer that isn't the API's, or an address that isn't one.
+GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError, httpx.InvalidURL)
 # What a model's name says of how it is asked, the first that fits: its name for the limit of an answer, and settings.
 # OpenAI's models that reason refuse `max_tokens`, and any temperature but their own.
 PARAMETERS: tuple[tuple[re.Pattern[str], str, dict[str, Any]], ...] = (
@@ -171,12 +171,17 @@ def read_usage(reported: Any) -> Usage | None:
     """The tokens as reported; None where that is null or no counts, which servers have been seen to report."""
     counts = _fields(reported)
     spent, made = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if not (_is_count(spent) and _is_count(made)):
+    if not (is_count(spent) and is_count(made)):
         return None
     hits = counts.get("prompt_cache_hit_tokens")  # DeepSeek's name for them
     cached = _fields(counts.get("prompt_tokens_details")).get("cached_tokens", hits)
     reasoning = _fields(counts.get("completion_tokens_details")).get("reasoning_tokens")
     return Usage(spent, made, cached_tokens=_part(cached, spent), reasoning_tokens=_part(reasoning, made))
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether it may be a number of tokens: one that the ledger's columns hold."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 def retry_after(response: httpx.Response) -> float | None:
@@ -207,13 +212,9 @@ def _fields(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and value >= 0
-
-
 def _part(count: Any, whole: int) -> int:
     """A part of a count, never more than the whole; 0 where it is no count."""
-    return min(count, whole) if _is_count(count) else 0
+    return min(count, whole) if is_count(count) else 0
 
 
 def _failed(error: Exception) -> ProviderFailed:

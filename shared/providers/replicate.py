@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from shared.providers import event_streams
 from shared.providers.chat import JOB_SECONDS, Ask, Chat, Failure, ProviderFailed, Said, Usage
-from shared.providers.openai_compatible import clean
+from shared.providers.openai_compatible import GARBAGE, clean, is_count
 
 # Only these say that it is over: neither a 2xx nor an output does. Aborted is what never ran (`Cancel-After`).
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "aborted"})
@@ -50,9 +50,6 @@ FAILURES = {
 TOO_LONG = re.compile(r"context[ _](length|window|size)|(?<!took )(?<!taking )\btoo long\b|\btokens\b", re.IGNORECASE)
 RESETS = re.compile(r"resets in ~?(\d{1,6}(?:\.\d+)?)\s*s")
 SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
-
-# What a body that isn't the API's leads to; `RecursionError` is JSON of a thousand brackets.
-GARBAGE = (AttributeError, LookupError, TypeError, ValueError, RecursionError, httpx.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +341,7 @@ def _usage(prediction: Prediction) -> Usage | None:
 def _count(prediction: Prediction, name: str) -> int | None:
     metrics = prediction.seen.get("metrics")
     count = metrics.get(name) if isinstance(metrics, dict) else None
-    return count if type(count) is int and count >= 0 else None
+    return count if is_count(count) else None
 
 
 def _refusal(answer: httpx.Response) -> ProviderFailed:

@@ -1,5 +1,6 @@
 """Providers that rest after failures: who isn't asked meanwhile, who hears of it, who finds out when one is back."""
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ SHORT_SECONDS, LONG_SECONDS = 2, 60  # the rests
 @pytest.fixture(scope="module")
 def names(stack: Stack) -> Iterator[list[str]]:
     """Providers that nobody has heard of; each has a model of its own name."""
-    new = [f"p{uuid.uuid4().hex}" for _ in range(16)]
+    new = [f"p{uuid.uuid4().hex}" for _ in range(18)]
     yield new
     with psycopg.connect(stack.database_url) as connection:
         connection.execute("delete from private.breakers where provider = any(%s)", [new])
@@ -170,6 +171,35 @@ def test_what_is_no_sign_of_a_failing_provider_has_none_rest(
     assert statuses == [status] * 3
     assert provider_of(answer) == provider
     assert len(models.asked_of(provider)) == 4
+
+
+def test_a_provider_that_had_no_time_left_is_asked_again(
+    stack: Stack, settings: dict[str, str], knowledge: None, alice: User, models: Models, provider: str, spare: str
+) -> None:
+    with stack.functions(**{**settings, "REQUEST_TIMEOUT_SECONDS": "4"}) as hasty:
+        well = ask(hasty, alice, provider).json()
+        models.held.add(provider)
+        answers = [ask(hasty, alice, provider).json() for _ in range(3)]
+    models.held.clear()
+
+    assert [provider_of(answer) for answer in (well, *answers)] == [provider, spare, spare, spare]
+    assert len(models.asked_of(provider)) == 4
+    assert not is_resting(stack, provider)
+
+
+def test_a_provider_that_is_later_than_its_model_may_be_is_not_asked_for_a_while(
+    stack: Stack, settings: dict[str, str], knowledge: None, alice: User, models: Models, provider: str, spare: str
+) -> None:
+    limits = json.dumps({f"{provider}:{provider}": {"timeout_seconds": 1}})
+    models.held.add(provider)
+    with stack.functions(**{**settings, "MODELS": limits}) as strict:
+        for _ in range(2):
+            assert provider_of(ask(strict, alice, provider).json()) == spare
+        until(lambda: is_resting(stack, provider))
+        ask(strict, alice, provider)
+    models.held.clear()
+
+    assert len(models.asked_of(provider)) == 2
 
 
 def test_an_answer_ends_the_row_of_failures(origin: str, alice: User, models: Models, provider: str) -> None:

@@ -182,6 +182,27 @@ def test_a_call_about_nothing_is_refused(place: Place, ann: User) -> None:
     assert len(place.replicate.looked) == looked
 
 
+@pytest.mark.parametrize("content", ["[" * 50_000, '{"id":' * 9_000, "[]", "", "\ud800"])
+def test_a_call_that_is_no_json_object_is_refused(place: Place, content: str) -> None:
+    answer = httpx.post(
+        f"{place.origin}/ai-finance/webhooks/runpod/{uuid.uuid4()}", content=content.encode(errors="surrogatepass")
+    )
+
+    assert_refused(answer, 422, "invalid_request")
+
+
+@pytest.mark.parametrize("token", ["6f1c0a53-77aa-4a52-9f6e-0a3f1f0a6b1d", "no-uuid-and-yet-a-secret"])
+def test_the_token_of_a_call_is_not_logged(stack: Stack, place: Place, token: str) -> None:
+    before = set(stack.logs.iterdir())
+    with stack.functions(**place.settings) as origin:
+        httpx.post(f"{origin}/functions/v1/ai-finance/webhooks/runpod/{token}", json={"id": JOB})
+    [log] = set(stack.logs.iterdir()) - before
+
+    paths = [json.loads(line).get("path") for line in log.read_text().splitlines() if line.startswith("{")]
+    assert "/functions/v1/ai-finance/webhooks/runpod/{token}" in paths
+    assert token not in log.read_text()
+
+
 def test_a_job_that_failed_goes_on_to_the_next_model(stack: Stack, place: Place, ann: User) -> None:
     conversation_id, path = place.deferred(ann)
     place.replicate.looks, place.replicate.status = 0, "failed"

@@ -15,7 +15,7 @@ from tests.embedding_stand_ins import Embeddings
 from tests.functions import anybody
 from tests.functions.test_chain import Scripted, events, piece, refusing
 from tests.functions.test_deferred import model_calls
-from tests.functions.test_quotas import ASK, both_functions, limits, spent_today
+from tests.functions.test_quotas import ASK, both_functions, limits, spent_today, wait_until
 from tests.stand_ins import Model, serving
 from tests.users import User
 
@@ -61,10 +61,10 @@ def dear() -> Iterator[Scripted]:
 
 
 @pytest.fixture(scope="module")
-def origin(stack: Stack, dear: Scripted) -> Iterator[str]:
+def settings(dear: Scripted) -> Iterator[dict[str, str]]:
     with serving(Model().app()) as cheap, serving(Embeddings().app()) as embeddings:
         providers = {"dear": {"base_url": f"{dear.url}/v1"}, "cheap": {"base_url": f"{cheap}/v1"}}
-        settings = {
+        yield {
             "MODEL_CHAIN": "dear:large, cheap:small",
             "ALLOWED_MODELS": "dear:rated, dear:unpriced",
             "CONTEXT_FALLBACKS": "dear:vast",
@@ -76,8 +76,19 @@ def origin(stack: Stack, dear: Scripted) -> Iterator[str]:
             "EMBEDDING_MODEL": "of-the-costs",
             "PROMPT_TOKENS": "3000",
         }
-        with stack.functions(**settings) as url, anybody.learned(stack, *anybody.TOKENS, origin=url):
-            yield url
+
+
+@pytest.fixture(scope="module")
+def origin(stack: Stack, settings: dict[str, str]) -> Iterator[str]:
+    with stack.functions(**settings) as url, anybody.learned(stack, *anybody.TOKENS, origin=url):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def hasty(stack: Stack, settings: dict[str, str], origin: str) -> Iterator[str]:
+    """Functions that give a model some seconds, and have none behind it."""
+    with stack.functions(**{**settings, "MODEL_CHAIN": "dear:large", "REQUEST_TIMEOUT_SECONDS": "3"}) as url:
+        yield url
 
 
 @pytest.fixture
@@ -214,6 +225,36 @@ def test_an_answer_whose_reader_left_is_charged_by_estimate(
     assert_partial(stack, origin, ann, "client_gone")
 
 
+@pytest.mark.parametrize("function", ["ai-finance", "ai-with-rag"])
+def test_who_leaves_before_the_first_piece_pays_for_the_prompt_the_model_got(
+    stack: Stack, origin: str, dear: Scripted, ann: User, function: str
+) -> None:
+    marker = uuid.uuid4().hex
+    question = f"{QUESTION} [silent] {marker}"
+    asking = {
+        "ai-finance": lambda: ann.ask_in_events(origin, question),
+        "ai-with-rag": lambda: anybody.ask_in_events(origin, anybody.signed_in(ann), question),
+    }
+
+    with asking[function]() as told:
+        next(told)
+        wait_until(lambda: dear.count(marker) > 0)
+
+    assert_prompt_charged(stack, origin, ann, "client_gone")
+
+
+@both_functions
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_is_too_late_has_cost_the_prompt_it_got(
+    stack: Stack, hasty: str, ann: User, ask: Callable[..., httpx.Response], stream: bool
+) -> None:
+    late = ask(ann, hasty, f"{QUESTION} [silent]", stream=stream)
+
+    assert "deadline_exceeded" in late.text
+    assert stream or float(late.headers["x-gateway-cost-usd"]) > 0
+    assert_prompt_charged(stack, hasty, ann, "deadline_exceeded")
+
+
 def test_a_conversation_keeps_what_its_half_answer_cost(stack: Stack, origin: str, ann: User) -> None:
     ann.ask(origin, f"{QUESTION} [break]", stream=True)
 
@@ -331,6 +372,21 @@ def assert_partial(stack: Stack, origin: str, user: User, error_code: str) -> No
     assert 0 < call["output_tokens"] < 24
     assert call["cost_usd"] == (2 * call["input_tokens"] + 8 * call["output_tokens"]) / 1e6
     assert spent_today(user, origin)[2] == call["cost_usd"]
+
+
+def assert_prompt_charged(stack: Stack, origin: str, user: User, error_code: str) -> None:
+    """Checks that the user's one call was charged for its prompt alone."""
+    call = only_call(stack, user)
+    assert part(call, "status", "error_code", "is_estimated", "model_version", "output_tokens") == {
+        "status": "failed",
+        "error_code": error_code,
+        "is_estimated": True,
+        "model_version": "dear:large",
+        "output_tokens": 0,
+    }
+    assert call["input_tokens"] > 50
+    assert call["cost_usd"] == 2 * call["input_tokens"] / 1e6
+    assert spent_today(user, origin) == (1, call["input_tokens"], call["cost_usd"])
 
 
 def model_usage(stack: Stack, headers: anybody.Headers, model: str) -> httpx.Response:

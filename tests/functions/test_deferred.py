@@ -277,16 +277,33 @@ def test_a_worker_that_is_killed_leaves_the_answer_to_the_next(
     assert (told["status"], told["response"]) == ("complete", "".join(ANSWER))
 
 
+@pytest.mark.parametrize("is_broadcast", [False, True])
 def test_a_model_that_fails_is_asked_again_and_at_last_given_up(
-    stack: Stack, origin: str, settings: dict[str, str], ann: User
+    stack: Stack, origin: str, settings: dict[str, str], model: Model, ann: User, is_broadcast: bool
 ) -> None:
+    marker = uuid.uuid4().hex
     with stack.worker(**settings, ANSWER_TRIES="2"):
-        accepted = ann.ask(origin, f"{QUESTION} [reject]", LATER).json()
+        accepted = ann.ask(origin, f"{QUESTION} [reject] {marker}", LATER, broadcast=is_broadcast).json()
         told = poll(ann, origin, accepted["conversationId"], 30)
 
+    assert model.count(marker) == 2
     assert (told["status"], told["errorCode"], told["response"]) == ("failed", "model_unavailable", "")
     assert [call["status"] for call in model_calls(stack, ann)] == ["failed"]
     assert (spending(stack, ann)["tokens"], spending(stack, ann)["cost_usd"]) == (0, 0)
+
+
+def test_a_broadcast_answer_that_breaks_off_is_not_asked_for_again_and_charged(
+    stack: Stack, origin: str, settings: dict[str, str], model: Model, ann: User
+) -> None:
+    marker = uuid.uuid4().hex
+    with stack.worker(**settings, ANSWER_TRIES="2"):
+        accepted = ann.ask(origin, f"{QUESTION} [break] {marker}", LATER, broadcast=True).json()
+        told = poll(ann, origin, accepted["conversationId"], 30)
+
+    assert (told["status"], told["response"]) == ("partial", "".join(ANSWER[:2]).strip())
+    assert model.count(marker) == 1
+    assert told["usage"]["estimated"] is True
+    assert spending(stack, ann)["cost_usd"] == told["usage"]["costUsd"] > 0
 
 
 def test_who_waits_for_an_answer_that_fails_gets_its_error(

@@ -75,7 +75,14 @@ def test_takes_an_answer_that_is_not_the_apis_for_a_failure(
 
 
 @pytest.mark.parametrize(
-    "usage", ["null", '{"prompt_tokens": null}', '{"prompt_tokens": "7", "completion_tokens": 1.5}']
+    "usage",
+    [
+        "null",
+        '{"prompt_tokens": null}',
+        '{"prompt_tokens": "7", "completion_tokens": 1.5}',
+        '{"prompt_tokens": 2147483648, "completion_tokens": 9}',
+        f'{{"prompt_tokens": 40, "completion_tokens": {10**30}}}',
+    ],
 )
 def test_keeps_an_answer_whose_text_and_usage_are_odd(
     functions: str, stack: Stack, model: Model, alice: User, usage: str

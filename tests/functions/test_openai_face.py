@@ -397,6 +397,17 @@ def test_an_address_is_known_from_the_users_words_and_not_from_the_assistants(
     assert extra(by_assistant)["flags"] == [{"kind": "unknown_address", "text": STRANGER}]
 
 
+def test_an_address_is_not_known_from_a_message_that_the_prompt_had_no_room_for(
+    visitor: OpenAI, model: Model, tokens: dict[str, Any], marker: str
+) -> None:
+    model.raw[marker] = says(f"It is {STRANGER} [1].")
+
+    answer = ask(visitor, tokens, f"Is it {STRANGER}? {'So? ' * 10_000}", "I don't know.", f"Say it. {marker}")
+
+    assert STRANGER not in model.question(marker)
+    assert extra(answer)["flags"] == [{"kind": "unknown_address", "text": STRANGER}]
+
+
 def test_keeps_an_answer_for_all_faces_but_none_that_follows_on_others(
     stack: Stack, model: Model, settings: dict[str, str], tokens: dict[str, Any], marker: str
 ) -> None:
@@ -468,6 +479,18 @@ def test_names_what_it_does_not_support(visitor: OpenAI, options: dict[str, Any]
     [field] = options
     message = assert_refused(refused.value.response, 400, "invalid_request_error", "unsupported", field)
     assert "not supported" in message
+
+
+def test_names_a_kind_of_part_that_no_text_can_hold(stack: Stack, origin: str) -> None:
+    parts = [{"type": "\ud800", "text": "What is Notcoin?"}]
+
+    refused = httpx.post(
+        f"{origin}{PATH}/chat/completions",
+        content=json.dumps({"model": ROUTE, "messages": [{"role": "user", "content": parts}]}),
+        headers=anybody.visitor(stack) | {"Content-Type": "application/json"},
+    )
+
+    assert_refused(refused, 400, "invalid_request_error", "unsupported", "messages")
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,11 @@ def spent_today(user: User, origin: str) -> tuple[int, int, Any]:
     return day["requests"], day["tokens"], day["costUsd"]
 
 
+def embedded(embeddings: Embeddings, marker: str) -> int:
+    """How many texts with the marker the provider was sent."""
+    return sum(marker in text for text in embeddings.texts)
+
+
 def limits(answer: httpx.Response) -> dict[str, str]:
     """What an answer says of the caller's limits, by the end of the headers' names."""
     prefix = "x-ratelimit-"
@@ -245,12 +250,13 @@ def test_a_plan_has_its_own_limit_of_requests(
 
 @both_functions
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("behaviour", ["reject", "busy", "fail"])
 def test_a_failure_gives_all_back(
-    stack: Stack, origin: str, ann: User, ask: Callable[..., httpx.Response], stream: bool
+    stack: Stack, origin: str, ann: User, ask: Callable[..., httpx.Response], behaviour: str, stream: bool
 ) -> None:
     ann.put_on_plan(stack, tokens_per_day=RESERVED_TOKENS, usd_per_day=RESERVED_USD)
 
-    failed = ask(ann, origin, f"{QUESTION} [reject]", stream=stream)
+    failed = ask(ann, origin, f"{QUESTION} [{behaviour}]", stream=stream)
 
     assert "model_unavailable" in failed.text
     assert spent_today(ann, origin) == (1, 0, 0)
@@ -269,6 +275,70 @@ def test_a_question_that_cannot_be_embedded_gives_all_back(
     assert_refused(failed, 500, "misconfigured")
     assert spent_today(ann, origin) == (1, 0, 0)
     assert [call["status"] for call in model_calls(stack, ann)] == ["failed"]
+
+
+@both_functions
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 1}, {"tokens_per_day": RESERVED_TOKENS}])
+def test_no_questions_are_embedded_of_a_user_who_was_just_refused(
+    stack: Stack,
+    origin: str,
+    embeddings: Embeddings,
+    ann: User,
+    marker: str,
+    ask: Callable[..., httpx.Response],
+    limit: dict[str, Any],
+) -> None:
+    ann.put_on_plan(stack, **limit)
+
+    statuses = [ask(ann, origin, f"{QUESTION} {marker} {number}").status_code for number in range(8)]
+    asked = embedded(embeddings, marker)
+    ann.put_on_plan(stack)
+    again = ask(ann, origin, f"{QUESTION} {marker} again")
+
+    assert statuses == [200] + [429] * 7
+    assert asked <= 2
+    assert again.status_code == 200
+
+
+def test_no_searches_are_embedded_of_a_user_who_was_just_refused(
+    stack: Stack, settings: dict[str, str], origin: str, embeddings: Embeddings, ann: User, marker: str
+) -> None:
+    with stack.functions(**settings, SEARCHES_PER_MINUTE="1") as strict:
+        answers = [
+            anybody.search(strict, anybody.signed_in(ann), f"{QUESTION} {marker} {number}") for number in range(8)
+        ]
+
+    assert [answer.status_code for answer in answers] == [200] + [429] * 7
+    assert embedded(embeddings, marker) <= 2
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code"),
+    [
+        ({"model": "nobody:has"}, {}, "invalid_request"),
+        ({"userId": 1}, {}, "forbidden"),
+        ({}, {"Idempotency-Key": "the same"}, "idempotency_key_reused"),
+    ],
+)
+def test_refusals_that_no_limit_counts_embed_nothing_either(
+    origin: str,
+    embeddings: Embeddings,
+    ann: User,
+    marker: str,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    code: str,
+) -> None:
+    first = ann.ask(origin, f"{QUESTION} {marker}", headers)
+    before = embedded(embeddings, marker)
+
+    refused = [ann.ask(origin, f"{QUESTION} {marker} {number}", headers, **body) for number in range(6)]
+    replayed = ann.ask(origin, f"{QUESTION} {marker}", headers)
+    refused += [ann.ask(origin, f"{QUESTION} {marker} {number}", headers, **body) for number in range(6, 9)]
+
+    assert (first.status_code, replayed.status_code) == (200, 200)
+    assert {answer.json()["code"] for answer in refused} == {code}
+    assert embedded(embeddings, marker) <= before + (1 if headers else 2)  # who was let in has the head start again
 
 
 @both_functions

@@ -206,6 +206,22 @@ def test_the_chain_answers_where_no_version_can_be_asked(
     assert (answer["response"], answer["model"]) == ("".join(ANSWER), "spare:first")
 
 
+@pytest.mark.parametrize(
+    "address", ["https://a:b.endpoints.huggingface.cloud", "https://a.endpoints.huggingface.cloud/\1"]
+)
+def test_the_chain_takes_over_from_a_version_at_an_address_that_is_none(
+    stack: Stack, alice: User, models: Models, knowledge: None, address: str
+) -> None:
+    odd = {"1": {"provider": "huggingface", "provider_model": address, "is_active": True}}
+    with (
+        a_family(stack, odd),
+        stack.functions(**PLAIN, **models.providers("spare", "more"), HUGGINGFACE_API_KEY="hf") as origin,
+    ):
+        answer = alice.ask(origin, QUESTION)
+
+    assert (answer.status_code, answer.json()["model"]) == (200, "spare:first")
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_a_question_may_name_its_model(

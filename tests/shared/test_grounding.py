@@ -181,9 +181,19 @@ def test_each_is_told_once_in_the_order_of_the_answer() -> None:
     assert told == ["evil.com", NOT, WBTC]
 
 
-@pytest.mark.parametrize("unit", ["a", "[1 ", " ", "a.b", "a-", "EQ", "http://", "1,", "(", "【1†", "\u200b"])
-def test_no_text_takes_long(unit: str) -> None:
-    text = unit * 20_000
+@pytest.mark.parametrize(
+    ("start", "unit"),
+    [
+        *(
+            ("", unit)
+            for unit in ("a", "[1 ", " ", "a.b", "a-", "EQ", "EQ+", "+EQ", "http://", "1,", "(", "【1†", "\u200b")
+        ),
+        ("https://a", ")"),
+        ("https://a(", "."),
+    ],
+)
+def test_no_text_takes_long(start: str, unit: str) -> None:
+    text = start + unit * 200_000
 
     unknown(text, [text])
     Citations(3).hear(text)

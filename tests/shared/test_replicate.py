@@ -228,6 +228,7 @@ async def test_takes_any_other_output_for_a_failure(provider: Replicate, url: st
         {},
         {"input_token_count": 40},
         {"input_token_count": 40, "output_token_count": -1},
+        {"input_token_count": 2**31, "output_token_count": 9},
         {"input_token_count": True, "output_token_count": 9},
         {"input_token_count": "40", "output_token_count": 9.5},
     ],
