@@ -467,3 +467,10 @@ def test_documents_are_listed_page_by_page(origin: str, admin: Headers, name: st
         "ownerId": None,
         "passages": 3,
     }
+
+
+@pytest.mark.parametrize("argument", ["after", "containing"])
+def test_a_list_by_a_text_that_no_database_takes_is_refused(origin: str, admin: Headers, argument: str) -> None:
+    refused = anybody.call(origin, admin, f"/documents?{argument}=a%00b", method="GET")
+
+    assert_refused(refused, 422, "invalid_request")
