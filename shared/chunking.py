@@ -39,10 +39,15 @@ ATOM = re.compile(
 )
 PROSE = (PARAGRAPH, ITEM, SENTENCE, LINE, WORD, ATOM)
 LINES = (LINE, SENTENCE, WORD, ATOM)
-FRONT_MATTER = re.compile(
-    r"---[^\S\n]*\n((?:[\w-]+[^\S\n]*:.*\n)(?:(?:[\w-]+[^\S\n]*:|[ \t-]|#).*\n|\n)*)(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)"
+FRONT_MATTER = re.compile(  # a line "-a: b" matches two ways, of which only one may be tried
+    r"---[^\S\n]*\n((?:[\w-]+[^\S\n]*:.*\n)(?:(?!---|\.\.\.)(?:[\w-]+[^\S\n]*:|[ \t-]|#).*\n|\n)*+)"
+    r"(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)"
 )
 FRONT_TITLE = re.compile(r"^title[^\S\n]*:[^\S\n]*(.+)$", re.MULTILINE)
+# Blanks that align or fill, of which one is enough; indentation isn't among them up to 40. Lines that are empty, too.
+GAP = re.compile(r"\n\s*\n")
+FILLING = re.compile(r"(?:(?<=\S)|(?<=[^\S\n]{40}))[^\S\n]{2,}")
+RULE = re.compile(r"(?<=-)-{3,}")  # under a table's head, as wide as its column
 # Of the parser's blocks; the others are prose.
 KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table_open": "table"}
 NAMES = ("title", "name", "symbol", "id")  # what a JSON record may be called by
@@ -341,8 +346,12 @@ def _cut(text: str, tokens: float) -> str:
 
 
 def _blocks(kind: Kind, text: str) -> list[Block]:
-    """The text as a block, if there is anything in it."""
+    """The text as a block, if there is anything in it. Blanks count as no tokens, so only code keeps them all."""
     text = text.strip("\n").rstrip()
+    if kind != "code":
+        text = FILLING.sub(" ", GAP.sub("\n\n", text))
+    if kind == "table":
+        text = RULE.sub("--", text)
     return [Block(kind, text)] if text.strip() else []
 
 

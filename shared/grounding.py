@@ -19,7 +19,7 @@ OPENING, INSIDE, CLOSING = r"[\[【［]\^?", r"[\d\s,;–—-]", r"[\]】］]"
 BLANKS = 4  # before a citation, at most, that belong to it
 BARE = rf"{OPENING}({INSIDE}{{1,40}})(?:†[^\[\]【】]{{0,40}})?{CLOSING}(?!\()"
 CITATION, BARE_CITATION = re.compile(rf"([ \t]{{0,{BLANKS}}}){BARE}"), re.compile(BARE)
-NUMBERED = re.compile(rf"{OPENING}({INSIDE}{{1,40}}){CLOSING}")
+NUMBERED = re.compile(rf"{OPENING}({INSIDE}{{1,40}})(?:†[^\[\]【】]{{0,40}})?{CLOSING}")
 NUMBERS = re.compile(r"\s*\d{1,3}(?:\s*[-–—,;]\s*\d{1,3})*\s*")
 # What may yet become a citation: an end without its beginning's fate, at most that long.
 UNSETTLED = re.compile(rf"[ \t]{{0,4}}(?:{OPENING}{INSIDE}{{0,40}}(?:†[^\[\]【】]{{0,40}})?{CLOSING}?)?$")

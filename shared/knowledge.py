@@ -187,8 +187,11 @@ class Upload:
     async def _write(self, group: Sequence[Prepared], vectors: Mapping[str, str]) -> list[Outcome]:
         arguments = {"documents": [_row(entry, vectors) for entry in group], "model": self.embedder.model}
         results = await database.call(self.db, "put_documents", arguments, self._write_seconds())
-        self.missing -= vectors.keys()
-        return [self._outcome(entry, result) for entry, result in zip(group, results, strict=True)]
+        outcomes = [self._outcome(entry, result) for entry, result in zip(group, results, strict=True)]
+        for entry, outcome in zip(group, outcomes, strict=True):
+            if outcome.outcome != "failed":
+                self.missing -= vectors.keys() & entry.passages.keys()
+        return outcomes
 
     def _outcome(self, entry: Prepared, result: Mapping[str, Any]) -> Outcome:
         if result["outcome"] == "failed":

@@ -113,11 +113,17 @@ async def _delete(owner: Owner, arguments: Arguments) -> int:
 async def _re_embed(owner: Owner, arguments: Arguments) -> int:
     chosen = {"embedding_model": arguments.model} if arguments.model else {}
     embedder = Embedder.open(owner.clients.settings.model_copy(update=chosen), owner.clients.http)
-    done = 0
+    done = refused = 0
     with owner.progress() as progress:
         task = progress.add_task(f"Passages by {embedder.model}", total=None)
-        async for done, total in re_embedding.re_embed(owner.db, embedder):
-            progress.update(task, completed=done, total=total)
+        async for step in re_embedding.re_embed(owner.db, embedder):
+            progress.update(task, completed=step.done, total=step.total)
+            for id, reason in step.refused.items():
+                complain(f"Passage {id}: {reason}")
+            done, refused = step.done, refused + len(step.refused)
+    if refused:
+        owner.console.print(f"{done - refused} passages embedded by {embedder.model}, {refused} refused.")
+        return 1
     owner.console.print(f"{done} passages embedded by {embedder.model}; every passage has its vector of it now.")
     models = await re_embedding.list_models(owner.db)
     if not any(row.model == embedder.model and row.is_current for row in models):

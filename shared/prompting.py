@@ -27,9 +27,12 @@ NOTHING_KNOWN = (
 Item = TypeVar("Item")
 BYTES_PER_TOKEN = 3.5  # a cautious mean over English prose and code; other scripts have more bytes and more tokens
 
-# Fences; <|im_start|> and its like, whole or in halves; Llama 2's, Gemma's and DeepSeek's.
+# Fences; <|im_start|> and [|user|] and their like, whole or in halves; Llama 2's, Gemma's, DeepSeek's and Mistral's;
+# a model's thoughts.
 MARKS = re.compile(
-    r"<<<+|>>>+|<[|｜]|[|｜]>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]|<</?SYS>>", re.IGNORECASE
+    r"<<<+|>>>+|[<\[][|｜]|[|｜][>\]]|</?s>|<(?:start|end)_of_turn>|<[be]os>|<</?SYS>>|</?think>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
+    re.IGNORECASE,
 )
 # Words for oneself and for trading: English, Russian, German, French, Spanish, Portuguese.
 OWN = re.compile(
@@ -100,24 +103,25 @@ def build(
     """The prompt `prompts/<name>.md` with its context, in at most `budget_tokens` where the question allows it.
 
     Swaps are the newest first, turns the oldest first. Room goes to what is likeliest to answer: the user's
-    own swaps first when he asks about them, else the passages, best first; the newest turns get what is left.
-    Raises `InvalidRequest` for a question that leaves no room for any passage.
+    own swaps first when he asks about them, else the passages, best first; the newest turns get what is left. Each
+    is as `build_cited` has it, a passage one line. Raises `InvalidRequest` for a question that is longer than the room
+    it leaves, where no passage fits that.
     """
     system = _system(name)
-    room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
+    left = room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
     personal = concerns_swaps(question)
     kept_swaps: list[Swap] = []
     if personal:
-        kept_swaps, room = _fitting(swaps, room)
-    kept_passages, room = _fitting(passages, room)
+        kept_swaps, room = _fitting(swaps, room, _one_line)
+    kept_passages, room = _fitting(passages, room, _one_line)
     if not personal:
-        kept_swaps, room = _fitting(swaps, room)
-    newest_turns, room = _fitting(reversed(turns), room)
-    if passages and not kept_passages and not (personal and kept_swaps):
+        kept_swaps, room = _fitting(swaps, room, _one_line)
+    newest_turns, room = _fitting(map(_defused, reversed(turns)), room)
+    if passages and not kept_passages and not (personal and kept_swaps) and count_tokens(question) > left:
         raise InvalidRequest("message: too long, it leaves no room for what is known about it. Ask something shorter.")
 
-    context = _section("Context from knowledge base", kept_passages)
-    own = _section("User's recent swaps, newest first", kept_swaps)
+    context = _section("Context from knowledge base", map(_one_line, kept_passages))
+    own = _section("User's recent swaps, newest first", map(_one_line, kept_swaps))
     earlier = _section("Earlier in this conversation", reversed(newest_turns))
     parts = [earlier, own, context] if personal else [earlier, context, own]
     asked = f"User question: {_plain(question)}\n\nAnswer in one or two sentences:"
@@ -137,13 +141,13 @@ def build_cited(
 
     A passage is one line, whatever it holds, so that none can pass for another or for two; so is either side of a turn.
     Turns are the oldest first, and the newest get the room that the passages leave. Raises `InvalidRequest` for a
-    question that leaves no room for any passage.
+    question that is longer than the room it leaves, where no passage fits that.
     """
     system = _system("ai_with_rag")
-    room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
+    left = room = budget_tokens - count_tokens(system) - count_tokens(question) - 60  # for headings and fences
     kept, room = _fitting(passages, room, line)
     newest_turns, _ = _fitting(map(_defused, reversed(turns)), room)
-    if passages and not kept:
+    if passages and not kept and count_tokens(question) > left:
         raise InvalidRequest("query: too long, it leaves no room for what is known about it. Ask something shorter.")
     earlier = _section("Earlier in this conversation", reversed(newest_turns))
     context = _section("Passages", [f"[{number}] {line(passage)}" for number, passage in enumerate(kept, start=1)])
@@ -165,15 +169,18 @@ def line(passage: Passage) -> str:
         "source": passage.source,
     }
     known = ", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
-    return grounding.defused(_plain(grounding.visible(f"{passage} ({known})" if known else str(passage))))
+    return _one_line(f"{passage} ({known})" if known else passage)
 
 
 def _defused(turn: Exchange) -> Exchange:
     """A turn each side of which is one line; its citations are of other passages than the prompt's, and go."""
-    message, response = (
-        grounding.defused(_plain(grounding.visible(grounding.uncited(text)))) for text in (turn.message, turn.response)
-    )
+    message, response = (_one_line(grounding.uncited(text)) for text in (turn.message, turn.response))
     return Exchange(message, response)
+
+
+def _one_line(data: object) -> str:
+    """What it says that a reader would see, on one line, without marks and without numbers in brackets."""
+    return grounding.defused(_plain(grounding.visible(str(data))))
 
 
 def told(question: str, passages: Sequence[Passage]) -> list[str]:

@@ -1,6 +1,6 @@
 """The whole knowledge moved to another embedding model, while searches go on with the old one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,17 @@ class EmbeddingModel:
     is_current: bool
 
 
-async def re_embed(db: AsyncPostgrestClient, embedder: Embedder) -> AsyncIterator[tuple[int, int]]:
-    """Give every passage a row of the embedder's model beside those it has; yields how many were, and about how many.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The passages looked at so far, about how many there are, and those just `refused`, by id, with the reason."""
+
+    done: int
+    total: int
+    refused: Mapping[int, str]
+
+
+async def re_embed(db: AsyncPostgrestClient, embedder: Embedder) -> AsyncIterator[Progress]:
+    """Give every passage a row of the embedder's model beside those it has, but for those that the model can't take.
 
     Searches see nothing of it until they ask for that model. Broken off, it goes on where it was.
     """
@@ -36,11 +45,11 @@ async def re_embed(db: AsyncPostgrestClient, embedder: Embedder) -> AsyncIterato
     after, done = 0, 0
     while page := await _lacking(db, embedder.model, after):
         texts = {row["id"]: Chunk(row["title"] or "", row["content"]).text for row in page}
-        vectors = await embeddings.embed(embedder, list(texts.values()), "passage")
-        given = [{"id": id, "embedding": written(vector)} for id, vector in zip(texts, vectors, strict=True)]
+        vectors, refused = await _vectors(embedder, texts)
+        given = [{"id": id, "embedding": written(vector)} for id, vector in vectors.items()]
         await database.call(db, "add_embeddings", {"model": embedder.model, "vectors": given}, CALL_SECONDS)
         after, done = page[-1]["id"], done + len(page)
-        yield done, max(done, total)
+        yield Progress(done, max(done, total), refused)
 
 
 async def list_models(db: AsyncPostgrestClient) -> list[EmbeddingModel]:
@@ -71,6 +80,22 @@ async def drop(db: AsyncPostgrestClient, model: str) -> AsyncIterator[tuple[int,
     while dropped := await database.call(db, "drop_embeddings", {"model": model}, CALL_SECONDS):
         gone += dropped
         yield gone, max(gone, found.passages)
+
+
+async def _vectors(embedder: Embedder, texts: Mapping[int, str]) -> tuple[dict[int, list[float]], dict[int, str]]:
+    """The passages' vectors by id; where one is refused each is asked for alone, and the refused have their reasons."""
+    try:
+        return dict(zip(texts, await embeddings.embed(embedder, list(texts.values()), "passage"), strict=True)), {}
+    except InvalidRequest as error:
+        if len(texts) == 1:
+            return {}, dict.fromkeys(texts, error.message)
+    vectors: dict[int, list[float]] = {}
+    refused: dict[int, str] = {}
+    for id, text in texts.items():
+        taken, not_taken = await _vectors(embedder, {id: text})
+        vectors |= taken
+        refused |= not_taken
+    return vectors, refused
 
 
 async def _known(db: AsyncPostgrestClient, model: str) -> EmbeddingModel:

@@ -15,7 +15,7 @@ from shared.wire import Explained, Found
 router = APIRouter()
 router.include_router(completions.router, prefix="/v1")
 Page = Annotated[int, Query(ge=1, le=100)]
-Cursor = Annotated[str | None, Query(max_length=1000)]
+Cursor = Annotated[str | None, Query(max_length=1000, pattern=r"^[^\x00]*$")]
 PUT_BYTES = 5 * 1024 * 1024  # Lambda takes 6 MB
 
 

@@ -283,6 +283,20 @@ def test_one_document_that_cannot_be_embedded_fails_alone(
             anybody.call(origin, admin, f"/documents/{document['id']}", method="DELETE")
 
 
+def test_a_document_that_fails_takes_no_text_from_a_later_one(
+    stack: Stack, origin: str, admin: Headers, embeddings: Provider, name: str
+) -> None:
+    shared, ownerless = {"title": "Same", "content": name}, 10**9
+    others = ({"id": f"{name}/b{n:03}", "title": name, "content": f"Text {n}."} for n in range(70))
+
+    first, *_, last = put(
+        origin, admin, {**shared, "id": f"{name}/a", "ownerId": ownerless}, *others, {**shared, "id": f"{name}/c"}
+    )
+
+    assert (first["outcome"], first["code"]) == ("failed", "invalid_request")
+    assert (last["outcome"], last["passages"], last["embedded"]) == ("created", 1, 1)
+
+
 def test_a_provider_that_is_down_is_left_alone_soon_and_nothing_is_half_written(
     stack: Stack, origin: str, admin: Headers, embeddings: Provider, name: str
 ) -> None:
@@ -453,3 +467,10 @@ def test_documents_are_listed_page_by_page(origin: str, admin: Headers, name: st
         "ownerId": None,
         "passages": 3,
     }
+
+
+@pytest.mark.parametrize("argument", ["after", "containing"])
+def test_a_list_by_a_text_that_no_database_takes_is_refused(origin: str, admin: Headers, argument: str) -> None:
+    refused = anybody.call(origin, admin, f"/documents?{argument}=a%00b", method="GET")
+
+    assert_refused(refused, 422, "invalid_request")

@@ -128,6 +128,29 @@ def test_the_cli_pushes_what_it_has_told_in_a_dry_run(supabase: Supabase, databa
         assert "up to date" in supabase(ROOT / "infra", command, database_url)
 
 
+def test_accounts_of_the_masterchain_that_were_stored_before_are_found_after(database_url: str, tmp_path: Path) -> None:
+    for file in MIGRATIONS.glob("*.sql"):
+        if file.name < "20261101001640":
+            (tmp_path / file.name).symlink_to(file)
+    account, raw = "Ef8zMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzM0vF", f"-1:{'33' * 32}"
+    insert = (
+        "insert into public.finance_knowledge (content, token_address, embedding)"
+        " values (%s, %s, array_fill(1, array[1536])::extensions.vector)"
+    )
+
+    migrations.apply(database_url, tmp_path)
+    with psycopg.connect(database_url) as database:
+        database.execute(insert, ["the elector", account])
+        database.execute(insert, [f"see {account}", None])
+    migrations.apply(database_url, MIGRATIONS)
+
+    with psycopg.connect(database_url) as database:
+        stored = "select address_key, words @@ private.term(%s) from public.finance_knowledge order by id"
+        counted = "select passages from private.lexemes where lexeme = %s"
+        assert database.execute(stored, [raw]).fetchall() == [(raw, True), (None, True)]
+        assert database.execute(counted, [raw]).fetchall() == [(2,)]
+
+
 @needs_cli
 def test_our_runner_applies_what_the_cli_then_takes_as_done(supabase: Supabase, database_url: str) -> None:
     files = sorted(file.name for file in MIGRATIONS.glob("*.sql"))

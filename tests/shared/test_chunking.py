@@ -129,6 +129,18 @@ def test_front_matter_gives_the_title_and_goes() -> None:
     ]
 
 
+@pytest.mark.parametrize("end", ["\n# Swaps\n\nText.\n", "---\nText.\n"], ids=["no end", "an end"])
+def test_front_matter_of_many_options_is_read_at_once(end: str) -> None:
+    text = "---\nUsage: swap [options]\n" + "-a: x\n" * 2000 + end
+
+    assert chunking.find_title(text, "markdown") == ("Swaps" if "Swaps" in end else None)
+    assert contents(text)[-1] == "Text."  # the test's time limit holds
+
+
+def test_front_matter_ends_at_its_first_end() -> None:
+    assert contents("---\ntitle: x\n- a\n---\n\nText.\n\n---\n\nMore.") == ["Text.\n\nMore."]
+
+
 @pytest.mark.parametrize(
     ("text", "form", "title"),
     [
@@ -143,7 +155,7 @@ def test_finds_what_a_document_calls_itself(text: str, form: Format, title: str 
 
 
 def test_comments_go_and_what_only_looks_like_one_stays() -> None:
-    assert contents("A <!-- hidden --> coin.\n\n<!--\nhidden\n\ntoo\n-->\n\n`a --> b`") == ["A  coin.\n\n`a --> b`"]
+    assert contents("A <!-- hidden --> coin.\n\n<!--\nhidden\n\ntoo\n-->\n\n`a --> b`") == ["A coin.\n\n`a --> b`"]
     assert contents("Text.\n\n<!-- never closed") == ["Text.\n\n<!-- never closed"]
     assert contents("```\n<!-- shown -->\n```") == ["```\n<!-- shown -->\n```"]
 
@@ -188,6 +200,37 @@ def test_a_long_table_repeats_its_head_and_long_code_its_fences() -> None:
         assert found.startswith("| pool | fee |\n|---|---|\n| ")
     for found in contents("```python\n" + "".join(f"print({number})\n" for number in range(900)) + "```"):
         assert found.startswith("```python\nprint(") and found.endswith(")\n```")
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "content"),
+    [
+        (
+            "| pool     | fee  |\n|----------|:----:|\n| TON      |      |",
+            "markdown",
+            "| pool | fee |\n|---|:---:|\n| TON | |",
+        ),
+        (f"The fee{' ' * 60_000}is 0.3%.", "text", "The fee is 0.3%."),
+        (f"- One.{chr(10) * 900}    And more.\n- Two.", "markdown", "- One.\n\n    And more.\n- Two."),
+        (json.dumps({"fee": f"0.3%{chr(9) * 900}of all"}), "json", "fee: 0.3% of all"),
+        ("```\na  =  1\n\n\nb  =  2\n```", "markdown", "```\na  =  1\n\n\nb  =  2\n```"),
+    ],
+    ids=["a table", "prose", "a list", "JSON", "code"],
+)
+def test_what_only_fills_goes_but_for_code(text: str, form: Format, content: str) -> None:
+    assert contents(text, form) == [content]
+
+
+def test_a_padded_table_is_cut_as_one_that_is_not() -> None:
+    rows = [("pool", "fee"), ("---", "---"), *((f"Pool {number}", "0.3%") for number in range(200))]
+    padded, plain = (
+        "".join(f"| {pool.ljust(width)} | {fee.ljust(width)} |\n" for pool, fee in rows).replace(
+            f"---{' ' * 397}", "-" * 400
+        )
+        for width in (400, 0)
+    )
+
+    assert contents(padded) == contents(plain)
 
 
 def test_list_items_stay_whole() -> None:

@@ -201,9 +201,9 @@ def test_no_text_takes_long(start: str, unit: str) -> None:
 
 
 def test_a_passage_is_one_line_without_numbers_of_its_own() -> None:
-    text = "Fine.\n[2] Official address: X\r\u2028【3】 y\x0b[ 4 , 5 ]\n\n[ok]"
+    text = "Fine.\n[2] Official address: X\r\u2028【3】 y\x0b[ 4 , 5 ]\n\n【6†source】 [ok]"
 
-    assert defused(text) == "Fine. (2) Official address: X (3) y ( 4 , 5 ) [ok]"
+    assert defused(text) == "Fine. (2) Official address: X (3) y ( 4 , 5 ) (6) [ok]"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ def test_a_load_goes_on_past_what_the_provider_refuses(
 ) -> None:
     stand_in, settings = embeddings
     (folder / "own.jsonl").write_text(line("Good", "One.") + line("Bad", "Two.") + line("Better", "Three."))
-    stand_in.instead = [lambda body: embedding_unless("Two.", body)] * 99
+    stand_in.instead = [lambda body: embedding_unless(("Two.",), body)] * 99
 
     loaded = run(stack, "load", folder, **settings)
     stand_in.instead.clear()
@@ -288,6 +288,31 @@ def test_moves_to_another_model_while_searches_go_on(
     assert "It is seal 7." in found and found == still
     assert switched.returncode == 0 and current_model(stack) == model
     assert f"drop {model_in_use}" in switched.stdout
+
+
+def test_moves_past_passages_that_the_new_model_refuses(
+    stack: Stack, folder: Path, embeddings: tuple[Embeddings, dict[str, str]], model_in_use: str
+) -> None:
+    stand_in, settings = embeddings
+    model = settings["EMBEDDING_MODEL"]
+    names = ["Seal", "Sunfish", *(f"Squid {number}" for number in range(70))]
+    (folder / "own.jsonl").write_text("".join(line(name, f"It is a {name}.") for name in names))
+    run(stack, "load", folder)
+    stored = rows(stack, "select id, title from public.finance_knowledge where document_id like %s", f"{folder.name}/%")
+    refused = sorted(id for id, title in stored if title in ("Seal", "Squid 69"))
+
+    stand_in.instead = [lambda body: embedding_unless(("Seal", "Squid 69"), body)] * 999
+    moved = run(stack, "re-embed", **settings)
+    early = run(stack, "switch", model)
+    stand_in.instead.clear()
+    whole = run(stack, "re-embed", **settings)
+
+    told = re.findall(r"^Passage (\d+): Too long for the embedding model", moved.stderr, re.MULTILINE)
+    assert moved.returncode == 1, moved.stderr
+    assert sorted(map(int, told)) == refused
+    assert "2 refused" in moved.stdout
+    assert early.returncode == 1 and "lacks passages" in early.stderr
+    assert whole.returncode == 0 and "2 passages embedded" in whole.stdout, whole.stderr
 
 
 def test_drops_no_passages_that_the_model_in_use_lacks(
@@ -331,9 +356,9 @@ def test_drops_a_model_that_is_not_in_use(
     assert len(passages(stack, f"{folder.name}/own.md")) == 1
 
 
-def embedding_unless(marker: str, body: dict[str, Any]) -> Any:
-    """A vector for every text, or 413 for one that has the marker."""
-    if any(marker in text for text in body["input"]):
+def embedding_unless(markers: Sequence[str], body: dict[str, Any]) -> Any:
+    """Vectors, or 413 where a text has one of the markers."""
+    if any(marker in text for text in body["input"] for marker in markers):
         return refusing(413)(body)
     return Embeddings()._vectors(body)
 

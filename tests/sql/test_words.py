@@ -60,9 +60,9 @@ MISCOUNTED = """
 """
 
 
-def account(tag: int) -> str:
-    """A form of one TON account, by TEP-2: 0x11 bounceable (EQ…), 0x51 not (UQ…)."""
-    named = bytes([tag, 0]) + bytes(range(100, 132))
+def account(tag: int, workchain: int = 0, start: int = 100) -> str:
+    """A form of one TON account, by TEP-2: 0x11 bounceable (EQ…), 0x51 not (UQ…), on a test network 0x80 more."""
+    named = bytes([tag, workchain & 0xFF]) + bytes(range(start, start + 32))
     return base64.urlsafe_b64encode(named + checksum(named)).decode()
 
 
@@ -77,6 +77,9 @@ def checksum(named: bytes) -> bytes:
 
 
 BOUNCEABLE, PLAIN, RAW = account(0x11), account(0x51), "0:" + bytes(range(100, 132)).hex()
+MASTERCHAIN = account(0x11, -1)
+# Before any word of passages by the alphabet, and in none of them.
+FILLER = [f"aa{first}o{second}u" for first in "bcdfghjklmn" for second in "bcdfghjklm"]
 
 
 @pytest.fixture
@@ -110,6 +113,17 @@ def test_a_stop_word_in_prose_is_no_ticker(outsider: Client, shelf: Shelf) -> No
     assert shelf.contents(outsider, "why is it not so?") == []
 
 
+@pytest.mark.parametrize("question", ["Is it legal in the US?", "HOW TO COOK RICE", "What does $US mean?"])
+@pytest.mark.parametrize("whose", ["public", "private"])
+def test_a_ticker_that_no_passage_has_stands_for_none_that_begins_so(
+    owner: User, owners_api: Client, shelf: Shelf, question: str, whose: str
+) -> None:
+    for symbol in ("USDT", "TON", "RICECAKE"):
+        shelf.put("A coin", token_symbol=symbol, owner_id=owner.user_id if whose == "private" else None)
+
+    assert shelf.contents(owners_api, question) == []
+
+
 @pytest.mark.parametrize("stored", [BOUNCEABLE, PLAIN, RAW])
 @pytest.mark.parametrize("beside", [True, False], ids=["in its column", "in the text"])
 def test_an_accounts_forms_find_each_other(outsider: Client, shelf: Shelf, stored: str, beside: bool) -> None:
@@ -130,9 +144,36 @@ def test_an_accounts_forms_find_each_other(outsider: Client, shelf: Shelf, store
     assert len(shelf.contents(outsider, PLAIN)) == 1
 
 
+@pytest.mark.parametrize("start", [0, 64, 128, 192], ids=["Ef8", "Ef9", "Ef-", "Ef_"])
+@pytest.mark.parametrize("beside", [True, False], ids=["in its column", "in the text"])
+def test_an_account_of_the_masterchain_is_one_in_all_its_forms(
+    outsider: Client, shelf: Shelf, start: int, beside: bool
+) -> None:
+    forms = [account(tag, -1, start) for tag in (0x11, 0x51, 0x91, 0xD1)]
+    forms.append("-1:" + bytes(range(start, start + 32)).hex())
+    for stored in forms:
+        shelf.put("a validator" if beside else f"a validator ({stored}).", token_address=stored if beside else None)
+    shelf.put(f"another account -1:{'1' * 64}")
+
+    asked = [*forms, forms[0].replace("-", "+").replace("_", "/"), f"https://tonviewer.com/{forms[1]}"]
+    assert [len(shelf.contents(outsider, f"Whose is {form}?")) for form in asked] == [5] * 7
+    assert [len(shelf.contents(outsider, filter_token_address=form, match_threshold=-1)) for form in forms] == (
+        [5 * beside] * 5
+    )
+
+
+@pytest.mark.parametrize("begins", ["Effect", "Efforts", "Uffizi"])
+def test_a_word_that_begins_as_an_address_is_none(outsider: Client, shelf: Shelf, begins: str) -> None:
+    shelf.put(f"the {begins} of a fee")
+
+    assert shelf.contents(outsider, f"{begins} jumping zebras quietly considered marmalade yesterday") == []
+
+
 @pytest.mark.parametrize(
     ("stored", "asked"),
     [
+        (MASTERCHAIN, MASTERCHAIN[:8]),
+        (MASTERCHAIN, f"{MASTERCHAIN[:6]}…{MASTERCHAIN[-4:]}"),
         (ETHEREUM, ETHEREUM.lower()),
         (ETHEREUM, ETHEREUM.upper()),
         (ETHEREUM, ETHEREUM[:8]),
@@ -178,6 +219,19 @@ def test_a_word_that_most_passages_have_does_not_outweigh_the_meaning(scratch: p
     assert found[0][0].startswith("what")
 
 
+def test_words_are_asked_for_where_nothing_is_public(scratch: psycopg.Connection, owner: User) -> None:
+    shelf = Shelf(scratch, uuid4().hex)
+    scratch.execute("truncate public.documents, public.finance_knowledge")
+    shelf.put("the marmalade ledger", EAST, owner_id=owner.user_id)
+
+    found = scratch.execute(
+        "select content from public.search_finance_knowledge(%s, 'Whose ledger is $US?', 0, 3, %s)",
+        [str(padded(*EAST)), shelf.model],
+    ).fetchall()
+
+    assert found == []
+
+
 @pytest.mark.parametrize("question", HOSTILE, ids=lambda question: question[:12])
 def test_no_question_is_an_error(outsider: Client, shelf: Shelf, question: str) -> None:
     shelf.put("a pear", EAST)
@@ -199,6 +253,31 @@ def test_an_address_is_not_lost_in_a_long_question(outsider: Client, shelf: Shel
     found = shelf.contents(outsider, " ".join(f"word{n}" for n in range(500)) + f" {ETHEREUM} ".join(["", "zebra"]))
 
     assert found == [f"the contract at {ETHEREUM}"]
+
+
+@pytest.mark.parametrize(
+    "crowd",
+    [FILLER, [f"EQab{n:04}" for n in range(90)], [word.upper() for word in FILLER]],
+    ids=["words", "accounts", "tickers"],
+)
+def test_a_telling_word_is_not_lost_in_a_long_question(
+    outsider: Client, shelf: Shelf, word: str, crowd: list[str]
+) -> None:
+    shelf.put("all about nothing")
+    shelf.put(f"all about {word}")
+
+    found = shelf.contents(outsider, " ".join([*crowd, word]), match_threshold=-1)
+
+    assert found == [f"all about {word}", "all about nothing"]
+
+
+@pytest.mark.parametrize("whose", ["public", "private"])
+def test_an_address_is_not_lost_among_capitals(owner: User, owners_api: Client, shelf: Shelf, whose: str) -> None:
+    shelf.put(f"the contract at {ETHEREUM}", owner_id=owner.user_id if whose == "private" else None)
+
+    for asked in (ETHEREUM, ETHEREUM[:8]):
+        question = " ".join([*(word.upper() for word in FILLER), asked])
+        assert shelf.contents(owners_api, question) == [f"the contract at {ETHEREUM}"]
 
 
 def test_private_words_are_no_ones_else_to_learn_of(
