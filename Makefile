@@ -21,8 +21,8 @@ demo: $(INSTALLED) ## a real question, answered by ai-finance on the embedded st
 dev: $(INSTALLED) ## the embedded stack, until Ctrl-C; functions reload
 	@$(PYTHON) -m infra.local up
 
-test: $(INSTALLED) ## every test, in three processes with a stack each
-	$(PYTHON) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
+test: $(INSTALLED) ## every test, in four processes with a stack each
+	$(PYTHON) -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder
 
 bench: bench-retrieval bench-gateway bench-deploy bench-export bench-coldstart bench-realtime ## every benchmark table, beside the rivals in the same run
 

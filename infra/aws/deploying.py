@@ -7,6 +7,7 @@ nobody has gone back from.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -267,7 +268,10 @@ def _osls(stage: Stage, packages: Path, *arguments: str) -> None:
     if not OSLS.exists():
         raise StageError("There is no osls in node_modules: run `make install`.")
     environment = {**os.environ, "STAGE_FILE": str(stage.file(packages)), "SLS_TELEMETRY_DISABLED": "1"}
-    _run([node(), str(OSLS.resolve()), *arguments, "--stage", stage.name], environment)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "osls.lock").open("w") as lock:  # each run empties the one folder that it works in, .serverless
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run([node(), str(OSLS.resolve()), *arguments, "--stage", stage.name], environment)
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
