@@ -73,11 +73,10 @@ async def published(clients: Clients) -> Known:
 
 
 async def _read(clients: Clients, shard: Mapping[str, Any], cursor: Any) -> Any:
-    arguments = {**shard, "after": cursor, "page_rows": PAGE_ROWS}
-    function = "read_export_conversations"
-    if arguments["shard"] == 0:  # the rows without a conversation
-        function = "read_export_written"
-        del arguments["shard"]
+    page = {"after": cursor, "page_rows": PAGE_ROWS}
+    function, arguments = "read_export_conversations", {**shard, **page}
+    if shard["shard"] == 0:  # the rows without a conversation
+        function, arguments = "read_export_written", {"id": shard["id"], **page}
     return await database.bulk(clients.http, clients.settings, function, arguments, CALL_SECONDS)
 
 

@@ -4,25 +4,33 @@ python -m tests.functions.delivery deploy-model EVENT SECONDS    # the settings 
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from infra.local.forked import Forked
-from infra.local.parts import ROOT
 from infra.local.queue_worker import Context
 from infra.local.stack import Stack
+from tests import commands
+
+
+def invoke(
+    stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 60
+) -> "subprocess.CompletedProcess[str]":
+    """What a function that has so long for an event prints; it ends badly where anything of the event fails."""
+    environment = {**stack.environment, **settings}
+    command = "tests.functions.delivery", function, json.dumps(event), seconds
+    return commands.run(environment, *command, seconds=90)
 
 
 def deliver(
     stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 60
 ) -> None:
-    """Invoke the function with an event for so long; what it raises or names as failed fails this."""
-    command = [sys.executable, "-m", "tests.functions.delivery", function, json.dumps(event), str(seconds)]
-    log = stack.logs / f"{function}-delivered.log"
-    assert Forked(command, {**stack.environment, **settings}, log, ROOT).wait(90) == 0, log.read_text()
+    """The same, and what it raises or names as failed fails this."""
+    done = invoke(stack, function, event, settings, seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def queued(body: str) -> dict[str, Any]:

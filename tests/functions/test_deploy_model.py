@@ -29,7 +29,7 @@ from supabase import create_client
 from infra.local import parts
 from infra.local.stack import Stack
 from tests.functions import anybody
-from tests.functions.delivery import deliver, queued
+from tests.functions.delivery import deliver, invoke, queued
 from tests.functions.deployments import PATH, Registry
 from tests.functions.test_deferred import queue_of
 from tests.shared.model_files import CONFIG, tar_gz, weights
@@ -420,11 +420,7 @@ def _object_made(registry: Registry, key: str, wrapped: bool = False) -> list[di
     event: dict[str, Any] = {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": made}]}
     if wrapped:
         event = {"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event}
-    delivery = {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(event)}]}
-    code = "from functions.deploy_model.handler import handler; from infra.local.queue_worker import Context;"
-    code += f"told = handler({delivery!r}, Context('deploy-model')); assert told == {{'batchItemFailures': []}}, told"
-    environment = {**os.environ, **registry.stack.environment}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = invoke(registry.stack, "deploy-model", queued(json.dumps(event)), {})
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -1,9 +1,6 @@
 """A request's figures for CloudWatch: one line of its embedded metric format, and only figures."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ from infra.local.stack import Stack
 from shared import settings
 from tests.functions import anybody
 from tests.functions.anybody import ANYTHING
+from tests.functions.delivery import invoke, queued
 from tests.functions.deployments import Registry
 from tests.functions.test_deferred import poll, queue_of
 from tests.sql import put_export
@@ -88,18 +86,12 @@ def check_format(blob: dict[str, Any]) -> None:
 
 def invoked(stack: Stack, function: str, event: dict[str, Any], **settings: str) -> list[dict[str, Any]]:
     """The metrics that a function's handler prints for an event."""
-    code = "import importlib, json, sys; from infra.local.queue_worker import Context;"
-    code += "name, event = sys.argv[1:]; module = f'functions.{name.replace(chr(45), chr(95))}.handler';"
-    code += "importlib.import_module(module).handler(json.loads(event), Context(name))"
-    command = [sys.executable, "-c", code, function, json.dumps(event)]
-    environment = {**os.environ, **stack.environment, "METRICS_NAMESPACE": NAMESPACE, **settings}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = invoke(stack, function, event, {"METRICS_NAMESPACE": NAMESPACE, **settings})
     return [json.loads(line) for line in done.stdout.splitlines() if '"_aws"' in line]
 
 
 def message(body: dict[str, Any]) -> dict[str, Any]:
-    """The event of one message of a queue."""
-    return {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(body)}]}
+    return queued(json.dumps(body))
 
 
 def asked(user: User, printing: Printing, question: str = QUESTION, **body: Any) -> str:
