@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 from mangum import Mangum
@@ -40,8 +41,16 @@ class Handler:
         self.work = work
         self.occurred = occurred
         self.worker = worker
-        self.loop = asyncio.new_event_loop()
-        self.adapter = Mangum(cast(ASGI, app), lifespan="off")
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Opened by the first invocation: processes that were forked from one that has it would wake each other's."""
+        return asyncio.new_event_loop()
+
+    @cached_property
+    def adapter(self) -> Mangum:
+        """Of the first HTTP request, for Mangum opens a loop where it finds none."""
+        return Mangum(cast(ASGI, self.app), lifespan="off")
 
     def __call__(self, event: dict[str, Any], context: Any) -> Any:
         """An invocation's answer. Raises `UnknownEvent`, and what `occurred` raises."""

@@ -1,5 +1,6 @@
 """This repository's commands, `python -m …`, in processes that are forked with their imports done."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,18 @@ from infra.local.forked import Forked
 from infra.local.parts import ROOT
 
 
-def run(environment: Mapping[str, str], *arguments: object, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
+def run(environment: Mapping[str, str], *arguments: object, seconds: float = 50) -> "subprocess.CompletedProcess[str]":
     """What a module with these arguments has printed, and how it ended."""
     command = [sys.executable, "-m", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         printed, told = Path(folder, "printed"), Path(folder, "told")
-        status = Forked(command, environment, printed, ROOT, told).wait(seconds)
+        process = Forked(command, environment, printed, ROOT, told)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            process.send_signal(signal.SIGABRT)
+            process.wait(5)
+            raise AssertionError(f"{command} hasn't ended in {seconds} s: {told.read_text()}") from error
         return subprocess.CompletedProcess(command, status, printed.read_text(), told.read_text())
 
 

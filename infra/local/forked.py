@@ -3,6 +3,7 @@
 A function's process takes a second and a half to import what it is made of; forked, it is there at once.
 """
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -92,6 +93,7 @@ def _become(command: list[str], environment: dict[str, str], log: str, errors: s
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(told.fileno(), 2)
+    faulthandler.enable(file=2)  # what it was at is told on SIGABRT
     gc.freeze()  # what is shared stays so
     warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)  # as it should be
     sys.argv = command

@@ -22,7 +22,7 @@ def invoke(
     """What a function that has so long for an event prints; it ends badly where anything of the event fails."""
     environment = {**stack.environment, **settings}
     command = "tests.functions.delivery", function, json.dumps(event), seconds
-    return commands.run(environment, *command, seconds=90)
+    return commands.run(environment, *command, seconds=45)
 
 
 def deliver(
