@@ -21,27 +21,17 @@ A score from 0 to 1 says which of two is the better, and can be asked for at lea
     0.15 language    the question's 1, not known 0.5, another 0
 
 `merit` is that without feedback, which the database adds: `quality_score = merit + 0.4 * approval`.
-
-Near duplicates are found by MinHash: Broder, "On the resemblance and containment of documents", 1997. A text is the
-set of its runs of three words; the share of 64 random permutations in which two sets have the same minimum estimates
-their Jaccard similarity (its standard error at 0.8 is 0.05). Four bands of four minima find those worth comparing: of
-texts that are 0.9 alike 98 %.
 """
 
 import hashlib
 import re
-import struct
 import unicodedata
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from rensa import RMinHash
-
-from shared import evaluation, grounding, redaction
+from shared import evaluation, grounding, near_duplicates, redaction
 from shared.prompting import count_tokens
 from shared.redaction import Kind, Redactor
 from shared.splits import SPLIT_SALT, VALIDATION_SHARE, split
@@ -49,14 +39,13 @@ from shared.training_formats import Split
 
 # Names the rules of this module and of `redaction`: with another name everything is assessed anew. To be changed with
 # whatever changes what comes out of them: a recogniser, a reason to drop, a weight, a hash, a signature, a tag.
-RULES = "2"
+RULES = "3"
 
 Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"]
 
 MOST_TOKENS = 4096  # a row's, with its question
-PERMUTATIONS, SEED = 64, 1997
-PAIRS, PRIME, FACTOR = struct.Struct("<8Q"), 2**53 - 111, 0x1B873593CC9E2D51  # two minima each, for four bands of four
-AT_ONCE = 500  # conversations: with more their words leave the processor's cache, with fewer rensa's threads wait
+# Conversations and characters: with more their texts leave the processor's cache, with fewer it calls too often.
+AT_ONCE, AT_ONCE_CHARACTERS = 500, 250_000
 
 SHORT_CHARACTERS, LONG_CHARACTERS, ENDLESS_CHARACTERS = 40, 2_000, 8_000
 FOR_GROUNDING, FOR_LENGTH, FOR_LANGUAGE = 0.3, 0.15, 0.15
@@ -76,12 +65,6 @@ READ_CHARACTERS, READ_WORDS = 1_000, 30
 SCRIPT_SHARE = 0.3  # of the letters: names of tokens are Latin in any language
 
 NOT_LATIN = re.compile("[^\x00-\u024f\u1e00-\u1eff\u2000-\u2bff]")  # nor a sign
-
-# ASCII's marks as spaces, but for a number's point and sign; and those of other scripts.
-PLAIN = bytes(code if code > 127 or chr(code).isalnum() or chr(code) in ".-" else 32 for code in range(256)).lower()
-MARKS = re.compile(
-    f"[{''.join(chr(code) for code in range(128, 0xFFFF) if unicodedata.category(chr(code))[0] in 'PZ')}\x85]"
-)
 
 
 class Conversation(NamedTuple):
@@ -107,8 +90,8 @@ class Assessed(NamedTuple):
     """What is kept of a conversation, in the order of a row of `put_export_page`.
 
     `question` and `answer` are None where they are as they were; `turns` are all there are, in any case. The hashes
-    and the signature (64 values of two bytes, the higher first) are hexadecimal. A row dropped for itself has neither
-    `near_keys` nor a `signature`. `redactions` says how often something of a kind was replaced.
+    and the signature (64 bytes) are hexadecimal. A row dropped for itself has neither `near_keys` nor a `signature`.
+    `redactions` says how often something of a kind was replaced.
 
     Tags: `lang:en` and its like, the question's language or else the answer's; `multi_turn`, with earlier turns;
     `grounded`, its answer cited passages; `redacted`.
@@ -142,8 +125,20 @@ def assess_page(
     Rows come as `Conversation`s or as the lists that JSON has for them, and leave as an `Assessed`'s plain tuple, for
     orjson writes no other.
     """
-    rows = iter(conversations)
-    return [assessed for few in iter(lambda: list(islice(rows, AT_ONCE)), []) for assessed in _assess(few, known)]
+    return [assessed for few in _few(conversations) for assessed in _assess(few, known)]
+
+
+def _few(conversations: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    few: list[Sequence[Any]] = []
+    characters = 0
+    for row in conversations:
+        few.append(row)
+        characters += len(row[2]) + len(row[3] or "")
+        if len(few) == AT_ONCE or characters > AT_ONCE_CHARACTERS:
+            yield few
+            few, characters = [], 0
+    if few:
+        yield few
 
 
 def _assess(rows: list[Sequence[Any]], known: frozenset[tuple[Kind, str]]) -> list[tuple[Any, ...]]:
@@ -153,12 +148,13 @@ def _assess(rows: list[Sequence[Any]], known: frozenset[tuple[Kind, str]]) -> li
         drop_reason(question, answer, row[5], row[6], row[8])
         for (question, answer, _, _), row in zip(texts, rows, strict=True)
     ]
-    words = [(words_of(question), words_of(answer)) for question, answer, _, _ in texts]
-    kept = [shingles(asked + said) for (asked, said), reason in zip(words, reasons, strict=True) if not reason]
-    minima = iter(RMinHash.digest_matrix_from_token_byte_sets(kept, PERMUTATIONS, SEED).to_rows())
+    plain = iter(near_duplicates.plain([text for question, answer, _, _ in texts for text in (question, answer)]))
+    said = list(zip(plain, plain, strict=True))
+    kept = [b" ".join(pair) for pair, reason in zip(said, reasons, strict=True) if not reason]
+    compared = iter(near_duplicates.signatures(kept))
     return [
-        _assessed(row, clean, asked, said, reason, None if reason else next(minima))
-        for row, clean, (asked, said), reason in zip(rows, texts, words, reasons, strict=True)
+        _assessed(row, clean, *pair, reason, *((None, None) if reason else next(compared)))
+        for row, clean, pair, reason in zip(rows, texts, said, reasons, strict=True)
     ]
 
 
@@ -182,10 +178,11 @@ def _clean(
 def _assessed(
     row: Sequence[Any],
     clean: Clean,
-    asked: list[bytes],
-    said: list[bytes],
+    asked: bytes,
+    said: bytes,
     reason: Reason | None,
-    minima: list[int] | None,
+    near_keys: list[int] | None,
+    signature: str | None,
 ) -> tuple[Any, ...]:
     id, user_id, old_question, old_answer, _, _, _, passages, flags, _ = row
     question, answer, turns, redactions = clean
@@ -205,8 +202,6 @@ def _assessed(
         + FOR_LENGTH * _length(len(answer))
         + FOR_LANGUAGE * language_match
     )
-    plain_question = b" ".join(asked)
-    near_keys, signature = _compared(minima) if minima else (None, None)
     return (
         id,
         None if question == old_question else question,
@@ -215,27 +210,13 @@ def _assessed(
         round(merit, 4),
         tags,
         split(id if user_id is None else user_id, SPLIT_SALT, VALIDATION_SHARE),
-        _digest(plain_question),
-        _digest(plain_question + b"\n" + b" ".join(said)),
+        _digest(asked),
+        _digest(asked + b"\n" + said),
         near_keys,
         signature,
         reason,
         redactions,
     )
-
-
-def _compared(minima: list[int]) -> tuple[list[int], str]:
-    """A number for each of the first bands, of which two texts must share one; and the minima's lower halves."""
-    packed = array("I", minima)
-    halves = array("H", packed.tobytes())[::2]
-    first, second, third, fourth, fifth, sixth, seventh, eighth = PAIRS.unpack_from(packed)
-    halves.byteswap()
-    return [
-        (first * FACTOR + second) % PRIME,
-        (third * FACTOR + fourth + 1) % PRIME,
-        (fifth * FACTOR + sixth + 2) % PRIME,
-        (seventh * FACTOR + eighth + 3) % PRIME,
-    ], halves.tobytes().hex()
 
 
 def drop_reason(question: str, answer: str, status: str, error_code: str | None, flags: int) -> Reason | None:
@@ -257,33 +238,19 @@ def drop_reason(question: str, answer: str, status: str, error_code: str | None,
     return None
 
 
-def words_of(text: str) -> list[bytes]:
-    """Its words in UTF-8 as texts are compared: without case and marks; a text without any is one word."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", grounding.visible(text)).replace("−", "-").casefold()
-        text = evaluation.UNSPACED.sub(r" \1 ", MARKS.sub(" ", text))
-    plain = text.encode(errors="replace").translate(PLAIN) + b" "
-    return plain.replace(b". ", b" ").replace(b"- ", b" ").split() or [text.strip().encode(errors="replace")]
-
-
 def content_hash(question: str, answer: str) -> str:
     """The same for texts that differ in case, marks and spaces only; 32 hexadecimal digits."""
-    return _digest(b" ".join(words_of(question)) + b"\n" + b" ".join(words_of(answer)))
+    return _digest(b"\n".join(near_duplicates.plain((question, answer))))
 
 
-def shingles(words: list[bytes]) -> Iterable[bytes]:
-    """All runs of three words; a shorter text is one. They are made as they are asked for, once."""
-    return map(b" ".join, zip(words, words[1:], words[2:], strict=False) if len(words) > 2 else [words])
-
-
-def language(text: str, words: list[bytes]) -> str | None:
-    """The text's language, by its script or its commonest words; None where neither says.
+def language(text: str, plain: bytes) -> str | None:
+    """The text's language, by its script or its commonest words; None where neither says. `plain` is its plain form.
 
     A script that several languages use is its own name, in lower case; all of Cyrillic is `ru`.
     """
     if not text.isascii() and NOT_LATIN.search(text) and (script := _script(text)):
         return script
-    words = words[:READ_WORDS]
+    words = plain.split(b" ", READ_WORDS)[:READ_WORDS]
     if len(LANGUAGE_WORDS["en"].intersection(words)) > len(OTHER_WORDS.intersection(words)):
         return "en"
     heard = sorted(((len(own.intersection(words)), name) for name, own in LANGUAGE_WORDS.items()), reverse=True)

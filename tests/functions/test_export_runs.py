@@ -25,7 +25,7 @@ from tests.functions.test_deferred import queue_of
 FUNCTION = "export-training-data"
 ALONE = {"EXPORT_QUEUE_URL": ""}  # a request or a schedule does all it can itself
 
-pytestmark = pytest.mark.timeout(180)  # a hundred thousand rows take half a minute where nobody else does anything
+pytestmark = pytest.mark.timeout(300)  # a hundred thousand rows take half a minute where nobody else does anything
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_hundred_thousand_rows_while_others_come_and_change(corpus: Corpus) ->
     disturbing.start()
     try:
         answer = corpus.call("POST", body={"modelVersion": corpus.model, "formats": ["alpaca"]})
-        export = corpus.until(answer.json()["exportId"], seconds=120)
+        export = corpus.until(answer.json()["exportId"], seconds=240)
     finally:
         ends.set()
         disturbing.join()

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from shared.near_duplicates import plain
 from shared.redaction import published
 from shared.splits import split
 from shared.training_quality import (
@@ -18,8 +19,6 @@ from shared.training_quality import (
     assess_page,
     content_hash,
     language,
-    shingles,
-    words_of,
 )
 
 LIKED = Conversation(1, 1, "What are the fees on TON?", "The fees of a transfer are about 0.01 TON [1].", 1, passages=2)
@@ -40,7 +39,7 @@ def test_a_good_conversation_stays_as_it_is() -> None:
 
     assert row[:4] == (1, None, None, None)
     assert (row.merit, row.tags, row.split, row.dropped, row.redactions) == (0.45, ["lang:en"], "train", None, None)
-    assert (len(row.question_hash), len(row.content_hash), len(row.signature or "")) == (32, 32, 256)
+    assert (len(row.question_hash), len(row.content_hash), len(row.signature or "")) == (32, 32, 128)
     assert len(set(row.near_keys or [])) == 4
     assert all(-(2**63) <= key < 2**63 for key in row.near_keys or [])
 
@@ -160,7 +159,7 @@ def test_a_merit_is_the_sum_of_its_parts(changes: dict[str, Any], expected: floa
     ],
 )
 def test_a_language_is_known_by_script_or_words(text: str, expected: str | None) -> None:
-    assert language(text, words_of(text)) == expected
+    assert language(text, *plain([text])) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,7 +203,7 @@ def test_signatures_and_keys_find_what_is_nearly_the_same() -> None:
         other = list(words)
         for place in chance.sample(range(10, 90), 2):
             other[place] = "changed"
-        ours, theirs = set(shingles(words_of(" ".join(words)))), set(shingles(words_of(" ".join(other))))
+        ours, theirs = (set(zip(each, each[1:], each[2:], strict=False)) for each in (words, other))
         if len(ours & theirs) >= 0.88 * len(ours | theirs):
             is_found = are_near(assessed(answer=" ".join(words)), assessed(answer=" ".join(other)))
             found, missed = found + is_found, missed + (not is_found)
@@ -231,13 +230,13 @@ def test_signatures_are_the_same_in_every_process() -> None:
 
     row = assess(conversation)
     assert runs == [f"{row}\n"] * 2
-    assert (row.signature or "")[:32] == "57e5f71d33fa6c33760167b0db156f32"
-    assert row.near_keys == [2252440493259829, 747366764680274, 6672801200512922, 3946163346181013]
+    assert (row.signature or "")[:32] == "a82a43b85dbc459b58ac0a231c8801e2"
+    assert row.near_keys == [1646264753533490, 6884254610429462, 148789394300408, 7500498788668878]
 
 
 def are_near(one: Assessed, other: Assessed) -> bool:
     """As the database finds out."""
     keys = zip(one.near_keys or [], other.near_keys or [], strict=True)
     ours, theirs = bytes.fromhex(one.signature or ""), bytes.fromhex(other.signature or "")
-    same = sum(ours[at : at + 2] == theirs[at : at + 2] for at in range(0, 128, 2))
+    same = sum(our == its for our, its in zip(ours, theirs, strict=True))
     return any(key == its for key, its in keys) and same >= 0.8 * 64

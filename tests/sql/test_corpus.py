@@ -14,7 +14,7 @@ from tests.sql import waits_for
 from tests.sql.exports import Exports, assessed
 
 WORKER = "5f0f3c5e-0f64-4c62-8a3c-0c9d5b6b8a11"
-ALIKE = {"near_keys": [1, 2, 3, 4], "signature": "07" * 128}
+ALIKE = {"near_keys": [1, 2, 3, 4], "signature": "07" * 64}
 
 
 def changed_in(exports: Exports, id: int) -> int:

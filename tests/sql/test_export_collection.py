@@ -208,7 +208,7 @@ def test_what_is_put_stands_in_its_row(exports: Exports) -> None:
             "question_hash": "aa",
             "content_hash": "bb",
             "near_keys": [1, 2**50, -3, 4],
-            "signature": "cc" * 128,
+            "signature": "cc" * 64,
             "redactions": {"email": 2},
         }
     }
@@ -235,7 +235,7 @@ def test_what_is_put_stands_in_its_row(exports: Exports) -> None:
         "question_hash": "\\xaa",
         "content_hash": "\\xbb",
         "near_keys": [1, 2**50, -3, 4],
-        "signature": "\\x" + "cc" * 128,
+        "signature": "\\x" + "cc" * 64,
         "dropped": None,
         "duplicate_of": None,
         "redactions": {"email": 2},
