@@ -37,8 +37,8 @@ from shared.redaction import Kind, Redactor
 from shared.splits import SPLIT_SALT, VALIDATION_SHARE, split
 from shared.training_formats import Split
 
-# Names the rules of this module and of `redaction`: with another name everything is assessed anew. To be changed with
-# whatever changes what comes out of them: a recogniser, a reason to drop, a weight, a hash, a signature, a tag.
+# Names the rules of this module, `near_duplicates` and `redaction`: with another name everything is assessed anew. To
+# be changed with whatever changes what comes out of them: a recogniser, a reason to drop, a weight, a hash, a tag.
 RULES = "3"
 
 Reason = Literal["error", "empty", "truncated", "flagged", "refusal", "too_long"]
@@ -149,12 +149,12 @@ def _assess(rows: list[Sequence[Any]], known: frozenset[tuple[Kind, str]]) -> li
         for (question, answer, _, _), row in zip(texts, rows, strict=True)
     ]
     plain = iter(near_duplicates.plain([text for question, answer, _, _ in texts for text in (question, answer)]))
-    said = list(zip(plain, plain, strict=True))
-    kept = [b" ".join(pair) for pair, reason in zip(said, reasons, strict=True) if not reason]
+    pairs = list(zip(plain, plain, strict=True))
+    kept = [b" ".join(pair) for pair, reason in zip(pairs, reasons, strict=True) if not reason]
     compared = iter(near_duplicates.signatures(kept))
     return [
         _assessed(row, clean, *pair, reason, *((None, None) if reason else next(compared)))
-        for row, clean, pair, reason in zip(rows, texts, said, reasons, strict=True)
+        for row, clean, pair, reason in zip(rows, texts, pairs, reasons, strict=True)
     ]
 
 

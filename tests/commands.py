@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from infra.local.forked import Forked
@@ -21,7 +22,9 @@ def run(environment: Mapping[str, str], *arguments: object, seconds: float = 50)
             status = process.wait(seconds)
         except subprocess.TimeoutExpired as error:
             process.send_signal(signal.SIGABRT)
-            process.wait(5)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.send_signal(signal.SIGKILL)
             raise AssertionError(f"{command} hasn't ended in {seconds} s: {told.read_text()}") from error
         return subprocess.CompletedProcess(command, status, printed.read_text(), told.read_text())
 

@@ -17,16 +17,16 @@ from tests import commands
 
 
 def invoke(
-    stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 60
+    stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 40
 ) -> "subprocess.CompletedProcess[str]":
     """What a function that has so long for an event prints; it ends badly where anything of the event fails."""
     environment = {**stack.environment, **settings}
     command = "tests.functions.delivery", function, json.dumps(event), seconds
-    return commands.run(environment, *command, seconds=45)
+    return commands.run(environment, *command, seconds=seconds + 5)
 
 
 def deliver(
-    stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 60
+    stack: Stack, function: str, event: Mapping[str, Any], settings: Mapping[str, str], seconds: float = 40
 ) -> None:
     """The same, and what it raises or names as failed fails this."""
     done = invoke(stack, function, event, settings, seconds)

@@ -8,13 +8,13 @@ from infra.local.parts import ROOT
 
 OPENED = """
 import importlib, json, os
-from infra.local.forked import PRELOADED
 
 def opened():
     links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
     return {os.readlink(link) for link in links if os.path.lexists(link)}
 
 before = opened()
+from infra.local.forked import PRELOADED
 for name in PRELOADED:
     importlib.import_module(name)
 print(json.dumps({"opened": sorted(opened() - before), "threads": len(os.listdir("/proc/self/task"))}))

@@ -271,6 +271,18 @@ def test_other_rules_assess_everything_anew(exports: Exports) -> None:
     assert exports.begin(rules="new", min_quality=0.1)["to_collect"] == 0
 
 
+def test_another_signature_alone_is_no_change_for_an_increment(exports: Exports) -> None:
+    user_id = exports.user()
+    same, other = (exports.ask(user_id, f"{number}?", f"{number}.") for number in range(2))
+    assert exports.export(rules="old", incremental=True) == [same, other]
+    signed = {"near_keys": [1, 2, 3, 4], "signature": "0b" * 64}
+    exports.said = {"0.": signed, "1.": {**signed, "near_keys": [5, 6, 7, 8], "merit": 0.25}}
+
+    assert exports.export(rules="new", incremental=True) == [other]
+
+    assert [exports.row(id)["signature"] for id in (same, other)] == ["\\x" + "0b" * 64] * 2
+
+
 def test_only_what_is_new_is_collected_again(exports: Exports) -> None:
     user_id = exports.user()
     first, second = exports.ask(user_id, "1?"), exports.ask(user_id, "2?", feedback=None)
