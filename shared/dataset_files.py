@@ -5,6 +5,9 @@ what Storage has of it, and a run that begins again passes over these. S3 takes 
 one aside: what a run has less of when its time is up is parked as a file of its own, for the next one to go on with.
 
 One part is on its way at a time, and the next rows are written meanwhile: so what waits in memory is one part more.
+
+Where rows were erased meanwhile all files are begun anew, with other names: whoever wrote before may have one of his on
+its way yet.
 """
 
 import hashlib
@@ -142,6 +145,7 @@ class Dataset:
 
     def __init__(self, destination: Destination, names: Iterable[Name], kept: Mapping[str, Any] | None) -> None:
         files = (kept or {}).get("files", {})
+        self.rewritten = (kept or {}).get("rewritten", 0)  # how often it was begun anew
 
         def begun(path: str, content_type: str) -> File:
             return File.begun(destination, path, content_type, files.get(path))
@@ -149,7 +153,7 @@ class Dataset:
         self.sender = ThreadPoolExecutor(1)
         self.sending: Future[None] | None = None
         try:
-            self.pairs = {split: [_pair(name, split, begun) for name in names] for split in SPLITS}
+            self.pairs = {split: [_pair(name, split, begun, self.rewritten) for name in names] for split in SPLITS}
         except UploadGone as error:
             raise Torn from error
 
@@ -185,7 +189,8 @@ class Dataset:
 
     def progress(self) -> dict[str, Any]:
         """How far the files are, as JSON that the caller keeps."""
-        return {"files": {file.path: asdict(file.stored) for file in self._files() if file.stored.batches}}
+        files = {file.path: asdict(file.stored) for file in self._files() if file.stored.batches}
+        return {"files": files, "rewritten": self.rewritten}
 
     def finish(self) -> list[dict[str, Any]]:
         """Store all files that have rows; gives what the manifest says of each.
@@ -229,9 +234,9 @@ def _parked(path: str) -> str:
     return f"{path}.parked"
 
 
-def _pair(name: Name, split: Split, begun: Any) -> Pair:
+def _pair(name: Name, split: Split, begun: Any, rewritten: int) -> Pair:
     form = FORMATS[name]
-    path = f"{name}.{split}"
+    path = f"{name}.{split}" + (f".{rewritten}" if rewritten else "")
     return Pair(name, split, begun(f"{path}.{form.suffix}", form.content_type), begun(f"{path}.rows.jsonl", NOTES))
 
 

@@ -271,10 +271,18 @@ async def sign(clients: Clients, export_id: int) -> SignedDownloads:
 
 
 async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float) -> bool:
-    """The files from the parts, from where they were left; False where the time is up."""
-    export_id, kept = told["id"], told["progress"]
+    """The files from the parts, from where they were left; False where the time is up. Raises `Lost`."""
+    try:
+        return await _write_files(clients, told, worker, stop_at)
+    except Lost:
+        await _remove_strays(clients, told["id"])
+        raise
+
+
+async def _write_files(clients: Clients, told: Mapping[str, Any], worker: str, stop_at: float) -> bool:
+    export_id, kept = told["id"], told["progress"] or {}
     destination = _destination(clients, export_id)
-    if not kept:  # of a run that was killed, or wrote rows that were erased since
+    if "files" not in kept:  # of a run that was killed, or wrote rows that were erased since
         await asyncio.to_thread(transfers.remove_all, destination, MANIFEST)
     try:
         dataset = await asyncio.to_thread(Dataset, destination, told["options"]["formats"], kept)
@@ -283,7 +291,7 @@ async def _write(clients: Clients, told: Mapping[str, Any], worker: str, stop_at
         files = await _whole(clients, dataset, export_id, worker)
     except Torn:
         logger.warning("an export is written anew", extra={"exportId": export_id})
-        await _note(clients, export_id, worker, None)
+        await _note(clients, export_id, worker, {"rewritten": kept.get("rewritten", 0)})
         return True
     await _finish(clients, told, worker, destination, files)
     await asyncio.to_thread(dataset.remove_parked)
@@ -334,8 +342,23 @@ async def _finish(
     finished = {"id": export_id, "worker": worker, "files": files, "manifest": manifest, "rows": rows}
     _held(await _call(clients, "finish_export", finished))
     logger.info("an export is ready", extra={"exportId": export_id, "rows": rows})
+    if (told["progress"] or {}).get("rewritten"):
+        await _remove_strays(clients, export_id)
     if replaced := told.get("replaces"):
         await remove(clients, replaced)
+
+
+async def _remove_strays(clients: Clients, export_id: int) -> None:
+    """Remove files of before its rows were erased: of a worker who had one on its way when another began anew."""
+    try:
+        found = await read(clients, export_id)
+        if found.status == "ready" and found.manifest:
+            kept = {path for file in found.files for path in (file.path, file.sidecar)} | {MANIFEST}
+            await asyncio.to_thread(transfers.remove_others, _destination(clients, export_id), kept)
+        elif found.status in ("replaced", "failed"):
+            await remove(clients, export_id)
+    except GatewayError as error:
+        logger.warning("files may be left of an export", extra={"exportId": export_id, "reason": error.message})
 
 
 def _rows(files: Sequence[Mapping[str, Any]], name: str) -> int:

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -286,12 +286,19 @@ def hash_of(destination: Destination, path: str) -> str:
 def remove_all(destination: Destination, first: str) -> None:
     """Remove a folder's files, that one before the others, and what is under way to it."""
     end_uploads(destination)
+    remove(destination, sorted(_paths(destination), key=lambda path: path != first))
+
+
+def remove_others(destination: Destination, kept: Collection[str]) -> None:
+    """Remove what is in a folder beside these files."""
+    remove(destination, [path for path in _paths(destination) if path not in kept])
+
+
+def _paths(destination: Destination) -> list[str]:
     to = destination
     with storage_errors(to):
         pages = to.s3.get_paginator("list_objects_v2").paginate(Bucket=to.bucket, Prefix=to.key(""))
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        for key in sorted(keys, key=lambda key: key != to.key(first)):
-            to.s3.delete_object(Bucket=to.bucket, Key=key)
+        return [item["Key"].removeprefix(to.key("")) for page in pages for item in page.get("Contents", [])]
 
 
 def write_manifest(destination: Destination, manifest: artifacts.Manifest) -> None:

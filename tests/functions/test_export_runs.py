@@ -1,6 +1,8 @@
 """Exports however they are run: in shards, by workers whose time is up, killed anywhere, beside others."""
 
+import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,6 +21,10 @@ import pytest
 from infra.local.forked import Forked
 from infra.local.parts import ROOT
 from infra.local.stack import Stack
+from shared import exports
+from shared.clients import Clients
+from shared.settings import Settings
+from shared.training_data import Lost
 from tests import commands
 from tests.functions.corpus import PATH, Corpus
 from tests.functions.delivery import deliver, queued
@@ -212,6 +220,49 @@ def test_a_schedule_goes_on_with_what_isnt_finished(corpus: Corpus, stack: Stack
     assert [each["exportId"] for each in listed if each["options"]["modelVersion"] == corpus.model] == [
         begun["exportId"]
     ]
+
+
+def test_a_file_that_was_on_its_way_when_rows_were_erased_does_not_stay(corpus: Corpus, stack: Stack) -> None:
+    user, worker = corpus.learner(), str(uuid4())
+    corpus.put(user, "What is slippage?", "The difference between the expected price and the one it is done at.")
+    corpus.put_many(20)
+    with queue_of(stack) as queue, stack.functions(EXPORT_QUEUE_URL=queue.url) as corpus.origin:
+        begun = corpus.call("POST", body={"modelVersion": corpus.model}, Prefer="respond-async").json()
+        told = asyncio.run(claimed(stack, begun["exportId"], worker))
+        erased = corpus.call("POST", "/erase", {"userId": user}).json()
+    corpus.origin = stack.url
+    assert [each["replacedBy"] for each in erased["exports"]] == [begun["exportId"]]
+    deliver(stack, FUNCTION, queued(json.dumps({"export": begun["exportId"]})), ALONE)
+    export = corpus.until(begun["exportId"])
+
+    with pytest.raises(Lost):
+        asyncio.run(write(stack, told, worker))
+
+    assert "alpaca.train.1.json" in [file["path"] for file in export["files"]]
+    assert "What is slippage?" not in corpus.questions(export)
+    folder = f"datasets/{begun['exportId']}/"
+    there = {name for [name] in corpus.sql("select name from storage.objects where name like %s", f"{folder}%")}
+    named = {name for file in export["files"] for name in (file["path"], file["sidecar"])}
+    assert there == {f"{folder}{name}" for name in named | {"manifest.json"}}
+
+
+async def claimed(stack: Stack, export_id: int, worker: str) -> dict[str, Any]:
+    """An export whose files are to be written, as its worker is told of it."""
+    opened = Clients.open(Settings.model_validate({**stack.environment, **ALONE}))
+    async with opened.http:
+        while (await exports.read(opened, export_id)).status != "writing":
+            await exports.run(opened, export_id, 0)
+        told: dict[str, Any] = await exports._call(
+            opened, "claim_export", {"id": export_id, "worker": worker, "lease_seconds": 60}
+        )
+        return told
+
+
+async def write(stack: Stack, told: dict[str, Any], worker: str) -> None:
+    """A worker that has begun to write goes on."""
+    opened = Clients.open(Settings.model_validate({**stack.environment, **ALONE}))
+    async with opened.http:
+        await exports._write(opened, told | {"progress": {"files": {}}}, worker, math.inf)
 
 
 def test_a_storage_that_is_away_is_waited_for(corpus: Corpus, stack: Stack) -> None:

@@ -70,6 +70,21 @@ def test_what_was_parked_and_is_gone_is_written_anew(folder: Destination) -> Non
         begun(folder, kept)
 
 
+def test_what_is_begun_anew_after_an_erasure_has_names_of_its_own(folder: Destination) -> None:
+    first = begun(folder, {"rewritten": 2})
+    first.add(rows(0), 0)
+    first.park(1)
+
+    second = begun(folder, first.progress())
+    files = second.finish()
+
+    assert [(file["path"], file["sidecar"]) for file in files] == [
+        (f"{name}.train.2.{suffix}", f"{name}.train.2.rows.jsonl")
+        for name, suffix in (("alpaca", "json"), ("together", "jsonl"))
+    ]
+    assert second.progress()["rewritten"] == 2
+
+
 class Slow:
     """Files that take their time to be stored."""
 

@@ -219,8 +219,10 @@ def test_an_export_that_is_being_written_begins_anew(exports: Exports) -> None:
 
     assert exports.call("finish_export", **held, files=[], manifest={}, rows=2)["outcome"] == "lost"
     told = exports.claim(selected["id"], WORKER)
-    assert (told["outcome"], told["progress"]) == ("write", None)
+    assert (told["outcome"], told["progress"]) == ("write", {"rewritten": 1})
     assert exports.conversations(selected["id"]) == [kept]
+    erase(exports, ben)
+    assert exports.claim(selected["id"], WORKER)["progress"] == {"rewritten": 2}
 
 
 def test_an_export_that_still_collects_goes_on_without_him(exports: Exports) -> None:
