@@ -22,13 +22,13 @@ PERMUTATIONS, SEED = 64, 1997
 FACTORS = (0x2545F491, 0x1B873593, 0x38B34AE5)  # of a run's words; below 2^30, so that a sum of three has 64 bits
 PAIRS, PRIME, FACTOR = struct.Struct("<8Q"), 2**53 - 111, 0x1B873593CC9E2D51  # two minima each, for four bands of four
 
-# ASCII's marks as spaces, but for a number's point and sign; and those of other scripts.
+BETWEEN = b" \xff "  # no byte of UTF-8
+# ASCII's marks as spaces, but for a number's point and sign; what stands between texts as a line's end.
 PLAIN = bytes(code if code > 127 or chr(code).isalnum() or chr(code) in ".-" else 32 for code in range(255)).lower()
+PLAIN += b"\n"
 MARKS = re.compile(
     f"[{''.join(chr(code) for code in range(128, 0xFFFF) if unicodedata.category(chr(code))[0] in 'PZ')}\x85]"
 )
-BETWEEN = b" \xff "  # no byte of UTF-8, and a line's end in what is plain
-PLAIN += b"\n"
 ENDS = b" \0 \0\n"  # two words after each text, so that a shorter one has a run too
 
 
