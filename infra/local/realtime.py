@@ -191,6 +191,8 @@ class Realtime:
                         self._asked.clear()
                         with suppress(TimeoutError):
                             await asyncio.wait_for(self._asked.wait(), SKIP_SECONDS)
+                        await log.execute(pgoutput.ADVANCE_SLOT)
+                        await log.execute(pgoutput.SKIP_SLOT)
             except psycopg.Error as lost:
                 logger.warning("the change feed stopped and starts again in %.1f s: %s", delay, lost)
             self._following.clear()
@@ -444,9 +446,7 @@ class Realtime:
         return self._asking > 0 or any(channel.bindings for channel in self._channels.values())
 
     async def _deliver_what_comes(self, log: Database, database: Database) -> None:
-        """Pass over what has been logged, and deliver what is from now on, for as long as anybody waits for it."""
-        await log.execute(pgoutput.ADVANCE_SLOT)
-        await log.execute(pgoutput.SKIP_SLOT)
+        """Deliver what the slot has and what comes, for as long as anybody waits for it."""
         read_to, count = None, 0
         while self._is_awaited():
             self._following.set()
