@@ -63,6 +63,7 @@ def signatures(texts: Sequence[bytes]) -> list[tuple[list[int], str]]:
     words = (ENDS.join(texts) + ENDS).split()
     assert len(words) == starts[-1], "a text without words"
     hashes = _runs(words)
+    # Its own are those that begin before the last two of its words; of a shorter text the first.
     own = [hashes[8 * start : 8 * max(start + 1, end - 4)] for start, end in pairwise(starts)]
     ends = array("Q", accumulate((len(each) // 8 for each in own), initial=0))
     tokens = array("Q", b"".join(own))
