@@ -1,8 +1,9 @@
 """The embedded stack, once for all tests."""
 
+import gc
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 
 import pytest
@@ -23,6 +24,17 @@ LIMITS = {  # tests ask often and look at no answer's words
     "CACHE_SECONDS": "0",
     "MODELS": '{"*": {"input_usd": 1, "output_usd": 3}}',
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Thousands of tests are collected and stay: looking among them for garbage takes seconds in each process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

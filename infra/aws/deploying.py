@@ -15,13 +15,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import boto3
+import botocore.session
 import httpx
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader, create_loader
 
 from infra.aws import stages
 from infra.aws.packaging import FOLDER, FUNCTIONS, ROOT, STREAMING, PackagingError, interpreter
@@ -291,7 +294,15 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 def client(stage: Stage, service: Any) -> Any:
     """AWS's client for a service, by the credentials there are now: boto3's own session keeps those it had first."""
-    return boto3.Session(region_name=stage.deployment("AWS_REGION")).client(service)
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions())
+    return boto3.Session(botocore_session=session, region_name=stage.deployment("AWS_REGION")).client(service)
+
+
+@cache
+def _descriptions() -> Loader:
+    """What botocore knows of AWS's services, which takes it the longest to read."""
+    return create_loader()
 
 
 def _stack(stage: Stage) -> str:

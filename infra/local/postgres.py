@@ -4,7 +4,9 @@ import hashlib
 import os
 import pwd
 import shutil
+import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,10 +98,21 @@ def _open_copy(home: Path, package: Path) -> Path:
         shutil.rmtree(home, ignore_errors=True)
         home.symlink_to(elsewhere)
     for part in (Path(package.name, "pginstall"), Path(f"{package.name}.libs")):
-        shutil.copytree(package.parent / part, elsewhere / part, ignore=UNUSED, dirs_exist_ok=True)
+        shutil.copytree(
+            package.parent / part, elsewhere / part, ignore=UNUSED, copy_function=_put_beside, dirs_exist_ok=True
+        )
     for copied in (package.name, f"{package.name}.libs"):  # a umask may have closed what is copied, and the copy
         subprocess.run(["chmod", "-R", "a+rX", str(elsewhere / copied)], check=True)
     return elsewhere
+
+
+def _put_beside(source: str, target: str) -> None:
+    """The same file by another name, where that can be and anybody may read it; else a copy."""
+    Path(target).unlink(missing_ok=True)
+    if Path(source).stat().st_mode & stat.S_IROTH:
+        with suppress(OSError):  # another disk
+            return os.link(source, target)
+    shutil.copy2(source, target)
 
 
 def _may_enter(folder: Path) -> bool:
