@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -34,9 +34,17 @@ SECRETS = ["GATEWAY_URL", *(f"GATEWAY_URL_{name.upper().replace('-', '_')}" for 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 WAIT_SECONDS = 20
 PROJECT = "abcdefghijklmnopqrst"
+T = TypeVar("T")
 
 deno = pytest.mark.skipif(not DENO.exists(), reason="npm has this machine's Deno under another name than linux-x64")
 cli = pytest.mark.skipif(not CLI.exists(), reason="npm has this machine's CLI under another name than linux-x64")
+
+
+async def taken(given: "queue.Queue[T]") -> T:
+    """The next that a test gives; a thread that waits for it would outlive a request that is cancelled."""
+    while given.empty():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return given.get()
 
 
 @dataclass(slots=True)
@@ -68,7 +76,7 @@ class Gateway:
     async def events(self) -> AsyncIterator[str]:
         """A piece for each that the test has put; the empty one is the last."""
         try:
-            while piece := await asyncio.to_thread(self.pieces.get, timeout=WAIT_SECONDS):
+            while piece := await taken(self.pieces):
                 yield piece
         except asyncio.CancelledError:
             self.left.set()
@@ -225,7 +233,6 @@ def test_a_client_that_leaves_takes_the_gateways_request_along(gateway: Gateway,
     gateway.pieces.put("data: 1\n\n")
     with httpx.stream("POST", f"{forward}/ai-finance/events", timeout=WAIT_SECONDS) as answer:
         next(answer.iter_lines())
-    gateway.pieces.put("data: 2\n\n")  # a thread waits for it
     assert gateway.left.wait(WAIT_SECONDS)
 
     gateway.left.clear()
@@ -290,7 +297,7 @@ class Gated(Model):
             async for chunk in Model._chunks(self, question, pieces):
                 yield chunk
                 if "[gated]" in question:
-                    await asyncio.to_thread(self.gate.get, timeout=WAIT_SECONDS)
+                    await taken(self.gate)
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -317,7 +324,6 @@ def test_supabase_js_invokes_ai_finance_through_it(stack: Stack, tmp_path: Path)
         assert next(told) == ANSWER[1]
         hang_up()
         assert next(told) == "hung up"
-        model.gate.put(None)  # a thread waits for it
         assert model.left.wait(WAIT_SECONDS)
 
 
