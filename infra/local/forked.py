@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,10 @@ def _become(command: list[str], environment: dict[str, str], log: str, errors: s
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(told.fileno(), 2)
+    for number in os.listdir("/proc/self/fd"):  # one of them keeps the server there when who started it is gone
+        if int(number) > 2:
+            with suppress(OSError):  # what listed them
+                os.close(int(number))
     faulthandler.enable(file=2)  # what it was at is told on SIGABRT
     gc.freeze()  # what is shared stays so
     warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)  # as it should be

@@ -3,6 +3,10 @@
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+import pytest
 
 from infra.local.parts import ROOT
 
@@ -26,3 +30,41 @@ def test_what_is_imported_before_a_fork_opens_nothing_and_starts_no_thread() -> 
     told = subprocess.run([sys.executable, "-c", OPENED], cwd=ROOT, capture_output=True, check=True, timeout=60)
 
     assert json.loads(told.stdout) == {"opened": [], "threads": 1}
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from infra.local.forked import Forked
+
+command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"]
+print(Forked(command, os.environ, Path(os.devnull), Path.cwd()).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.timeout(90)
+def test_who_is_killed_leaves_neither_the_server_nor_what_it_has_forked() -> None:
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as doomed:
+        assert doomed.stdout
+        forked = int(doomed.stdout.readline())
+        server = int(_status(forked)["PPid"])
+        doomed.kill()
+
+    limit = time.monotonic() + 20
+    while left := [pid for pid in (server, forked) if _runs(pid)]:
+        assert time.monotonic() < limit, left
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return not _status(pid)["State"].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
