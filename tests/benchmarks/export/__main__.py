@@ -45,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rows", type=int, default=1_000_000, help="conversations (1000000)")
-    parser.add_argument("--workers", type=int, default=1, help="that collect at once (1)")
+    parser.add_argument("--workers", type=int, default=2, help="that collect at once (2)")
     arguments = parser.parse_args()
     if arguments.rows < 1000 or not 1 <= arguments.workers <= 16:
         parser.error("--rows: at least 1000; --workers: from 1 to 16")
