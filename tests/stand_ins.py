@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+RECEIVED_BYTES = 1024 * 1024  # that the system keeps for a server that is slow; by itself it would be any number
+HELD_SECONDS = 120
 ANSWER = ["TON is ", "the native coin ", "of The Open Network."]
 # What an answer says of the stand-in's 40 and 9 tokens, at a dollar and three for a million.
 USAGE = {
@@ -85,7 +88,7 @@ class Model:
         if "[slow]" in question:
             await asyncio.sleep(1)
         if "[hold]" in question and not body.get("stream"):
-            await self._let_go()
+            await until(self.let_go.is_set, HELD_SECONDS)
         pieces = [""] if "[empty]" in question else ANSWER
         if body.get("stream"):
             return StreamingResponse(self._chunks(question, pieces), media_type="text/event-stream")
@@ -105,7 +108,7 @@ class Model:
                 if "[drip]" in question and number:
                     await asyncio.sleep(0.5)
                 if "[hold]" in question and number:
-                    await self._let_go()
+                    await until(self.let_go.is_set, HELD_SECONDS)
                 if "[break]" in question and number == 2:
                     raise ConnectionError("cut by the test")
                 yield _chunk([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
@@ -117,16 +120,22 @@ class Model:
         finally:
             self.abandoned += not finished
 
-    async def _let_go(self) -> None:
-        while not self.let_go.is_set():  # noqa: ASYNC110  # the test's own thread sets it
-            await asyncio.sleep(0.01)
-
     async def _until_gone(self, request: Request, seconds: float) -> None:
         for _ in range(int(seconds * 10)):
             if await request.is_disconnected():
                 self.abandoned += 1
                 return
             await asyncio.sleep(0.1)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for what another thread does; one that waited for it would outlive a request that is cancelled.
+
+    Raises `TimeoutError`.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @dataclass(slots=True)
@@ -168,14 +177,16 @@ class Proxy:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """The app on a free port of loopback; gives its origin."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join()

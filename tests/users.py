@@ -13,10 +13,9 @@ import psycopg
 from supabase import Client, ClientOptions, create_client
 
 from infra.local.stack import Stack
-from tests.sql import put_on_plan
+from tests.sql import add_auth_user, put_on_plan
 
 CHEAPEST_ROUNDS = 4  # that bcrypt has
-NEW_USER = "insert into auth.users (id, email, encrypted_password, email_confirmed_at) values (%s, %s, %s, now())"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +31,17 @@ class User:
     @classmethod
     def sign_up(cls, stack: Stack) -> "User":
         """Somebody new who signs in; Auth's own sign-up would spend most of the tests' time on his password's hash."""
-        auth_user_id, password = str(uuid.uuid4()), uuid.uuid4().hex
-        email = f"{auth_user_id}@example.com"
+        email, password = f"{uuid.uuid4().hex}@example.com", uuid.uuid4().hex
         hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(CHEAPEST_ROUNDS)).decode()
         with psycopg.connect(stack.database_url) as connection:
-            connection.execute(NEW_USER, [auth_user_id, email, hashed])
+            auth_user_id = add_auth_user(connection, email, hashed)
             row = connection.execute(
                 "select user_id from public.users where auth_user_id = %s", [auth_user_id]
             ).fetchone()
+        assert row
         api = create_client(stack.url, stack.keys.publishable)
         session = api.auth.sign_in_with_password({"email": email, "password": password}).session
         assert session
-        assert row
         return cls(session.access_token, auth_user_id, row[0], email, password)
 
     def client(self, stack: Stack) -> Client:

@@ -239,8 +239,9 @@ def test_a_connection_that_falls_silent_is_lost(
     stack: Stack, origin: str, ann: User, model: Model, marker: str
 ) -> None:
     with tab(stack, ann, origin) as opened:
-        opened.do("ask", message=f"{QUESTION} [hold] {marker}", stallMs=1500)
-        opened.hears("restart")  # before its first token or after it
+        opened.do("ask", message=f"{QUESTION} [hold] {marker}", stallMs=5000)
+        opened.hears("token")
+        opened.hears("restart")
         model.let_go.set()
         answer = opened.hears("answer")["answer"]
 

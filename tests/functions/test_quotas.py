@@ -1,6 +1,5 @@
 """Budgets: how many questions get through at once, what the others are told, and what comes back to whom."""
 
-import asyncio
 import os
 import signal
 import threading
@@ -26,7 +25,7 @@ from tests.embedding_stand_ins import Embeddings, refusing
 from tests.functions import anybody
 from tests.functions.test_deferred import model_calls
 from tests.functions.test_refusals import assert_refused
-from tests.stand_ins import Model, serving
+from tests.stand_ins import Model, serving, until
 from tests.users import User
 
 QUESTION = "What is Notcoin?"
@@ -51,8 +50,7 @@ class Held(Model):
 
     async def complete(self, request: Request) -> Response:
         self.waiting += 1
-        while not self.free.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(self.free.is_set, 40)
         self.waiting -= 1
         return await Model.complete(self, request)
 

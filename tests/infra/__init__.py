@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from infra.local import parts
+from tests.stand_ins import until
 
 UNKNOWN_TO_LITE = {"PGRST202", "PGRST205"}  # a function or a table it hasn't seen yet
 
@@ -51,8 +52,7 @@ class Functions:
 
         async def lines() -> AsyncIterator[str]:
             for number in range(3):
-                while not self.told.acquire(blocking=False):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await until(lambda: self.told.acquire(blocking=False), 10)
                 yield f"data: {number}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream")

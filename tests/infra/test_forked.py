@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from infra.local.parts import ROOT
+from tests.infra.test_stack import family, is_alive, wait_until
 
 OPENED = """
 import importlib, json, os
@@ -49,22 +48,8 @@ def test_who_is_killed_leaves_neither_the_server_nor_what_it_has_forked() -> Non
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as doomed:
         assert doomed.stdout
         forked = int(doomed.stdout.readline())
-        server = int(_status(forked)["PPid"])
+        left = family(doomed.pid) - {doomed.pid}
         doomed.kill()
 
-    limit = time.monotonic() + 20
-    while left := [pid for pid in (server, forked) if _runs(pid)]:
-        assert time.monotonic() < limit, left
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return not _status(pid)["State"].startswith("Z")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+    assert forked in left
+    wait_until(lambda: not any(map(is_alive, left)))

@@ -23,7 +23,7 @@ from infra.local import parts, ports
 from infra.local.parts import ROOT
 from infra.local.stack import Stack
 from tests.functions.anybody import TOKENS, learned
-from tests.stand_ins import ANSWER, Model, serving
+from tests.stand_ins import ANSWER, Model, serving, until
 from tests.users import User
 
 DENO = ROOT / "node_modules/@deno/linux-x64-glibc/deno"
@@ -41,9 +41,8 @@ cli = pytest.mark.skipif(not CLI.exists(), reason="npm has this machine's CLI un
 
 
 async def taken(given: "queue.Queue[T]") -> T:
-    """The next that a test gives; a thread that waits for it would outlive a request that is cancelled."""
-    while given.empty():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    """The next that a test gives."""
+    await until(lambda: not given.empty(), WAIT_SECONDS)
     return given.get()
 
 

@@ -1,7 +1,7 @@
 """Texts into vectors over real HTTP: which server is asked how, what is asked again, and what is no vector."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -16,7 +16,7 @@ from shared.errors import EmbeddingUnavailable, InvalidRequest, Misconfigured
 from shared.settings import Settings
 from tests.embedding_stand_ins import Embeddings, giving, refusing, saying, vector_of
 from tests.shared.test_settings import PLAIN, SECRETS
-from tests.stand_ins import serving
+from tests.stand_ins import serving, until
 
 pytestmark = pytest.mark.anyio
 QUESTION = "What is TON?"
@@ -506,11 +506,3 @@ async def test_asks_anew_for_a_question_that_was_given_up(provider: Embeddings, 
 async def test_the_secret_key_shows_nowhere(url: str) -> None:
     async with opened(url) as openai, opened(url, "huggingface:stand-in") as hugging_face:
         assert SECRETS["EMBEDDING_API_KEY"] not in f"{openai!r} {hugging_face!r}"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited for 5 seconds")

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from shared.providers import replicate
 from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Said, Usage
 from tests.replicate_stand_in import ANSWER, DONE, Replicate, output, refusing, saying
-from tests.stand_ins import serving
+from tests.stand_ins import serving, until
 
 pytestmark = pytest.mark.anyio
 KEY = "r8_made_up"
@@ -631,11 +631,3 @@ class Everywhere(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(scheme=self.home.scheme, host=self.home.host, port=self.home.port)
         return await super().handle_async_request(request)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited for 5 seconds")

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from shared.providers.chat import Ask, Chat, Failure, Message, ProviderFailed, Said, Usage
 from shared.providers.runpod import connect
 from tests.runpod_stand_in import ANSWER, JOB, RunPod
-from tests.stand_ins import serving
+from tests.stand_ins import serving, until
 
 pytestmark = pytest.mark.anyio
 KEY = "rpa_made-up"
@@ -524,14 +524,6 @@ async def failures(chat: Chat, ask: Ask | None = None) -> tuple[ProviderFailed, 
 
 async def streamed_parts(chat: Chat, ask: Ask | None = None) -> list[str | Usage]:
     return [part async for part in chat.stream(ask or asking())]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited for 5 seconds")
 
 
 async def _generate(chat: Chat) -> Said:

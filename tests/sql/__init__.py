@@ -48,11 +48,17 @@ class Shelf:
 
 def sign_up(database: psycopg.Connection, mint: Callable[..., Client]) -> Client:
     """A new user's client; Auth's own sign-up would spend most of these tests' time on a password."""
+    return mint(sub=add_auth_user(database, f"{uuid4().hex}@example.com"))
+
+
+def add_auth_user(database: psycopg.Connection, email: str, hashed_password: str | None = None) -> str:
+    """Auth's row of a user whose address is confirmed; gives his id there."""
     auth_user_id = str(uuid4())
     database.execute(
-        "insert into auth.users (id, email) values (%s, %s)", [auth_user_id, f"{auth_user_id}@example.com"]
+        "insert into auth.users (id, email, encrypted_password, email_confirmed_at) values (%s, %s, %s, now())",
+        [auth_user_id, email, hashed_password],
     )
-    return mint(sub=auth_user_id)
+    return auth_user_id
 
 
 def put_on_plan(database: psycopg.Connection, user_id: int, **limits: Any) -> str:
